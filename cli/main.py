@@ -1,0 +1,101 @@
+"""The command line: arguments to ``toolkit.api``, errors to exit codes. Nothing heavy is imported until it is needed.
+
+Exit codes: 0 ok, 1 the run failed, 2 usage, configuration or bad input, 3 a named data set is missing or damaged,
+4 an optional package is missing, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+
+import click
+import typer
+
+import toolkit
+from toolkit.cli.convert import convert
+from toolkit.cli.data import data
+from toolkit.cli.doctor import doctor
+from toolkit.cli.evaluate import evaluate
+from toolkit.cli.list import list_names
+from toolkit.cli.predict import predict
+from toolkit.cli.show import show
+from toolkit.cli.train import train
+from toolkit.errors import ToolkitError
+
+USER_OS_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
+
+app = typer.Typer(
+    name="toolkit",
+    help="Published gated models that train, evaluate and predict on your data.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+FREE_KEYS = {"allow_extra_args": True, "ignore_unknown_options": True}
+app.command("train", context_settings=FREE_KEYS)(train)
+app.command("evaluate", context_settings=FREE_KEYS)(evaluate)
+app.command("predict", context_settings=FREE_KEYS)(predict)
+app.command("list")(list_names)
+app.command("show")(show)
+app.command("data")(data)
+app.command("convert", context_settings=FREE_KEYS)(convert)
+app.command("doctor")(doctor)
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
+    no_color: bool = typer.Option(False, "--no-color", help="Plain output (also: NO_COLOR=1)."),
+) -> None:
+    if no_color:
+        os.environ["NO_COLOR"] = "1"
+    if version:
+        typer.echo(toolkit.__version__)
+        raise typer.Exit
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    words = spell_out_resume(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = app(words, standalone_mode=False) or 0
+    except ToolkitError as error:
+        code = fail(str(error), error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        code = fail("interrupted", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except OSError as error:
+        if error.errno not in USER_OS_ERRORS:
+            raise
+        code = fail(f"cannot write {error.filename or 'output'}: {error.strerror}", 2)
+    except Exception as error:
+        recorded = getattr(error, "recorded_in", None)
+        if recorded is None:
+            raise
+        code = fail(f"{type(error).__name__}: {error} (traceback in {recorded})", 1)
+    sys.exit(code)
+
+
+def fail(message: str, code: int) -> int:
+    """Print one line on standard error and return the exit code."""
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    return code
+
+
+def spell_out_resume(words: list[str]) -> list[str]:
+    """``--resume`` alone means ``--resume auto``; the next word is its value only if it is that or a folder."""
+    spelled = []
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        has_value = following == "auto" or (following and Path(following).is_dir())
+        spelled.append("--resume=auto" if word == "--resume" and not has_value else word)
+    return spelled

@@ -1,0 +1,69 @@
+"""Settings of the forecasting task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from toolkit import registry
+from toolkit.config import Config, Layer, ModelConfig
+from toolkit.engine.config import TrainConfig
+from toolkit.errors import InputError, nearest
+
+SUPPLIED = ("lookback", "horizon", "period")  # constructor arguments that the task takes from its own keys
+
+
+class DataConfig(Config):
+    """Which table is forecast and how it is read and split."""
+
+    name: str | None = Field(None, description="a named data set (`toolkit list datasets`); null: the user's own table")
+    path: Path | None = Field(None, description="a CSV or Parquet file; with a name it replaces only that set's file")
+    time: str | None = Field(None, description="time column of an own table; null: found by name and content")
+    freq: str | None = Field(None, description="step between rows (h, 15min, D, ...); null: inferred")
+    columns: list[str] | None = Field(None, description="variates to use; null: every numeric column")
+    target: str | None = Field(None, description="the scored column of modes S and MS")
+    split: str | None = Field(None, description="rule of the train/validation/test borders; null: the set's own")
+
+    @classmethod
+    def from_scalar(cls, value: Any) -> Layer:
+        text = str(value)
+        if text in registry.datasets:
+            return {"name": registry.datasets.entry(text).name}
+        if Path(text).suffix or "/" in text or Path(text).exists():
+            return {"path": text}
+        known = nearest(text, registry.datasets.names())
+        raise InputError(
+            f"{text!r} is neither a data set nor a file", known or "`toolkit list datasets` shows all sets"
+        )
+
+
+class ForecastConfig(TrainConfig):
+    """Multivariate long-term forecasting: the last ``lookback`` rows in, the next ``horizon`` rows out."""
+
+    task: Literal["forecast"] = "forecast"
+    model: ModelConfig = ModelConfig(name="gateformer")
+    data: DataConfig = DataConfig(name="beijing_pm25")
+    lookback: PositiveInt = Field(96, description="input rows L")
+    horizon: PositiveInt = Field(96, description="forecast rows H")
+    mode: Literal["M", "MS", "S"] | None = Field(
+        None,
+        description="M: all columns in and out; MS: all in, target out; S: target only; null: MS with a target, else M",
+    )
+    fill: NonNegativeInt = Field(0, description="longest gap of missing rows in an own table to fill linearly")
+    protocol: Literal["standard", "legacy"] = Field(
+        "standard", description="legacy drops the last incomplete test batch, as older published numbers did"
+    )
+    coverage: float = Field(0.9, gt=0, lt=1, description="nominal coverage of the prediction intervals")
+    baselines: list[str] = Field(["seasonal_naive", "dlinear"], description="models trained beside, for the table")
+    monitor: str = Field("mse", description="validation metric that picks the best checkpoint")
+
+    @model_validator(mode="after")
+    def _resolve(self) -> ForecastConfig:
+        object.__setattr__(self, "model", self.model.resolve("forecast", SUPPLIED))
+        for name in self.baselines:
+            registry.models.entry(name, "forecast")
+        if self.data.name is None and self.data.path is None:
+            raise InputError("no data given", "Set data=NAME or data=PATH")
+        return self

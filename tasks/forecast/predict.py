@@ -1,0 +1,109 @@
+"""From a table to the rows that follow it, in original units, with time stamps and intervals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from toolkit import registry
+from toolkit.data.tables import Table
+from toolkit.errors import InputError, require
+from toolkit.tasks.forecast.data import future_input, inverse, read_source
+
+if TYPE_CHECKING:
+    from toolkit.tasks.forecast.task import Forecast
+
+SHOWN = 4  # variates drawn
+
+
+@torch.inference_mode()
+def predict_table(task: Forecast, source: Any) -> pd.DataFrame:
+    """Forecast the ``horizon`` rows after a table's last one.
+
+    Args:
+        task: with a trained model restored.
+        source: a data set's name, a CSV or Parquet file, or a data frame with the model's columns in original units;
+            its last ``lookback`` rows are used.
+
+    Returns:
+        One row per step: its time stamp (or row number), each column's forecast in original units, and
+        ``<column>_lower`` and ``<column>_upper`` where the model carries calibrated intervals.
+
+    Raises:
+        InputError: too few rows, a missing column, or values that cannot be used.
+    """
+    trained = task.trained
+    mean, std = np.array(trained["mean"]), np.array(trained["std"])
+    future = future_input(
+        _read(task, source),
+        columns=trained["columns"],
+        mean=mean,
+        std=std,
+        lookback=task.config.lookback,
+        horizon=task.config.horizon,
+        marks=getattr(task.model, "uses_marks", False),
+    )
+    task.model.eval()
+    marks = () if future.marks is None else (future.marks[:, : task.config.lookback],)
+    forecast = inverse(task.model(future.x, *marks)[0], mean, std)
+    rows: dict[str, Any] = {"date" if isinstance(future.stamps, pd.DatetimeIndex) else "row": future.stamps}
+    for number, column in enumerate(_outputs(task)):
+        position = trained["columns"].index(column)
+        rows[column] = forecast[:, position]
+        if task.half_width is not None:
+            half = task.half_width[:, number].double().numpy() * std[position]
+            rows[f"{column}_lower"], rows[f"{column}_upper"] = rows[column] - half, rows[column] + half
+    return pd.DataFrame(rows)
+
+
+def write_table(task: Forecast, prediction: pd.DataFrame, source: Any, output: Path) -> None:
+    """Write a prediction as CSV, or as Parquet by its suffix, and ``<output>.png`` with the past beside it.
+
+    Raises:
+        InputError: the folder does not exist.
+    """
+    if not output.parent.is_dir():
+        raise InputError(f"cannot write {output}: the folder {output.parent} does not exist")
+    if output.suffix == ".parquet":
+        require("pyarrow", extra="parquet", purpose="Writing Parquet")
+        prediction.to_parquet(output, index=False)
+    else:
+        prediction.to_csv(output, index=False)
+    _plot(task, prediction, _read(task, source)).savefig(output.with_suffix(".png"), dpi=110, bbox_inches="tight")
+
+
+def _read(task: Forecast, source: Any) -> Table:
+    section = task.config.data
+    named = isinstance(source, str) and source in registry.datasets
+    own = {} if named else {"columns": task.trained["columns"], "time": section.time, "freq": section.freq}
+    return read_source(source, fill=0 if named else task.config.fill, **own)[0]
+
+
+def _outputs(task: Forecast) -> list[str]:
+    target = task.trained["target"]
+    return task.trained["columns"] if target is None else [target]
+
+
+def _plot(task: Forecast, prediction: pd.DataFrame, table: Table) -> Figure:
+    columns = _outputs(task)[:SHOWN]
+    lookback, time = task.config.lookback, prediction.iloc[:, 0]
+    past = table.select(columns).original(table.rows - lookback)
+    stamps = table.stamps[-lookback:] if table.stamps is not None else np.arange(table.rows - lookback, table.rows)
+    figure = Figure(figsize=(9, 2.1 * len(columns)))
+    for number, (axes, column) in enumerate(
+        zip(np.ravel(figure.subplots(len(columns), 1, sharex=True)), columns, strict=True)
+    ):
+        axes.plot(stamps, past[:, number], color="0.6", label="past")
+        axes.plot(time, prediction[column], color="tab:blue", label="forecast")
+        if task.half_width is not None:
+            bounds = prediction[f"{column}_lower"], prediction[f"{column}_upper"]
+            axes.fill_between(time, *bounds, color="tab:blue", alpha=0.15, linewidth=0, label="interval")
+        axes.set_ylabel(column)
+    figure.axes[0].legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
+    figure.autofmt_xdate()
+    return figure

@@ -1,0 +1,337 @@
+"""The forecasting task through its commands, from a table to a forecast in its own units."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import toolkit
+from toolkit.engine.run import Run
+
+ROOT = Path(__file__).parent.parent.parent
+SMALL = (
+    "model.dim=8",
+    "model.mlp_dim=8",
+    "model.num_heads=2",
+    "model.depth=1",
+    "lookback=48",
+    "horizon=12",
+    "epochs=2",
+)
+
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+
+
+def quietly(words) -> bytes:
+    """Standard output of a process that works on one thread, as torchrun's do."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(words, cwd=ROOT, env=environment, check=True, capture_output=True).stdout
+
+
+def command(*words) -> list[str]:
+    return [sys.executable, "-m", "toolkit.cli", *map(str, words)]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A small model trained on a table of the user's own, through the command line."""
+    folder = tmp_path_factory.mktemp("trained")
+    hours = np.arange(700)[:, None]
+    values = (
+        np.sin(2 * np.pi * hours / 24 + np.arange(3)) * 5 + 20 + 0.1 * np.random.default_rng(0).normal(size=(700, 3))
+    )
+    frame = pd.DataFrame(values, columns=["load", "temp", "wind"])
+    frame.insert(0, "when", pd.date_range("2024-01-01", periods=700, freq="h"))
+    frame.to_csv(folder / "own.csv", index=False)
+    words = ("--data", folder / "own.csv", "--out", folder / "run", "optim.lr=3e-3", *SMALL)
+    done = subprocess.run(command("train", "forecast", *words), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "report.md" in done.stdout
+    assert "dlinear" in done.stdout
+    return folder
+
+
+def test_the_run_folder_is_complete(trained):
+    run_folder = trained / "run"
+    for name in (
+        "config.yaml", "command.txt", "environment.json", "metrics.jsonl", "metrics.json", "log.txt", "predictions.npz",
+        "report.md", "report.html", "checkpoints/best/model.safetensors", "checkpoints/best/config.json",
+        "checkpoints/last/state.pt", "plots/forecast.png", "baselines/seasonal_naive/metrics.json",
+    ):  # fmt: skip
+        assert (run_folder / name).is_file(), name
+    assert not list(run_folder.rglob(".*"))
+    metrics = Run(run_folder).metrics()
+    assert metrics["windows"] == {"train": 489 - 59, "val": 71 - 11, "test": 140 - 11}
+    assert 0.5 < metrics["metrics"]["test"]["coverage"] <= 1
+    html = (run_folder / "report.html").read_text()
+    assert "data:image/png;base64" in html
+    assert 'src="plots' not in html
+
+
+def test_evaluate_repeats_the_run(trained, run):
+    code, out, _ = run("evaluate", "forecast", "--run", trained / "run", "--json")
+    assert code == 0
+    stored = Run(trained / "run").metrics()["metrics"]["test"]
+    assert json.loads(out)["metrics"] == pytest.approx(stored, rel=1e-6)
+
+
+def test_evaluation_does_not_depend_on_the_batch_size(trained):
+    one, many = (
+        toolkit.evaluate("forecast", run=trained / "run", overrides={"eval_batch_size": size})["metrics"]
+        for size in (1, 128)
+    )
+    assert one == pytest.approx(many, rel=1e-5)
+
+
+def test_evaluate_on_other_data_keeps_the_scaling(trained, run, tmp_path):
+    frame = pd.read_csv(trained / "own.csv").iloc[:, [0, 3, 2, 1]]  # other order of columns
+    frame.to_csv(tmp_path / "other.csv", index=False)
+    code, out, _ = run("evaluate", "forecast", "--run", trained / "run", "--data", tmp_path / "other.csv", "--json")
+    assert code == 0
+    stored = Run(trained / "run").metrics()["metrics"]["test"]
+    assert json.loads(out)["metrics"]["mse"] == pytest.approx(stored["mse"], rel=1e-4)
+
+
+@pytest.mark.parametrize("source", ["run", "run/checkpoints/best"])
+def test_predict_writes_future_rows_in_original_units(trained, run, tmp_path, source):
+    kind = "--run" if source == "run" else "--model"
+    output = tmp_path / "next.csv"
+    code, _, err = run("predict", "forecast", kind, trained / source, trained / "own.csv", "-o", output)
+    assert code == 0, err
+    forecast = pd.read_csv(output, parse_dates=[0])
+    assert list(forecast.columns[:4]) == ["date", "load", "load_lower", "load_upper"]
+    last = pd.read_csv(trained / "own.csv", parse_dates=["when"])["when"].iloc[-1]
+    assert list(forecast["date"]) == list(pd.date_range(last, periods=13, freq="h")[1:])
+    hours = np.arange(700, 712)
+    assert np.abs(forecast["load"] - (20 + 5 * np.sin(2 * np.pi * hours / 24))).mean() < 3
+    assert (forecast["load_lower"] <= forecast["load"]).all()
+    assert output.with_suffix(".png").is_file()
+
+
+def test_predict_from_a_data_frame_equals_the_model(trained):
+    frame = pd.read_csv(trained / "own.csv", parse_dates=["when"])
+    forecast = toolkit.predict("forecast", frame, run=trained / "run")
+    pretrained = toolkit.load(trained / "run")
+    scaling = json.loads((trained / "run/checkpoints/best/config.json").read_text())["data"]
+    mean, std = np.array(scaling["mean"]), np.array(scaling["std"])
+    x = torch.tensor((frame.iloc[-48:, 1:].to_numpy() - mean) / std, dtype=torch.float32)[None]
+    with torch.inference_mode():
+        expected = pretrained(x)[0].double().numpy() * std + mean
+    np.testing.assert_allclose(forecast[["load", "temp", "wind"]].to_numpy(), expected, rtol=1e-5)
+
+
+def test_show_run_makes_the_report_anew(trained, run):
+    report = trained / "run" / "report.md"
+    before = report.read_text()
+    report.unlink()
+    code, out, _ = run("show", "run", trained / "run")
+    assert code == 0
+    assert "seasonal_naive" in out
+    assert report.read_text() == before
+
+
+def test_target_mode_scores_one_column(trained, tmp_path):
+    done = toolkit.train(
+        "forecast", data=trained / "own.csv", out=tmp_path / "run", max_steps=2,
+        overrides={"data": {"path": str(trained / "own.csv"), "target": "temp"}, "baselines": [], "lookback": 24,
+                   "horizon": 6, "model": {"name": "dlinear"}},
+    )  # fmt: skip
+    card = json.loads((tmp_path / "run/checkpoints/best/config.json").read_text())
+    assert card["data"]["target"] == "temp"
+    assert done["metrics"]["test"]["windows"] == 140 - 5
+    forecast = toolkit.predict("forecast", str(trained / "own.csv"), run=tmp_path / "run")
+    assert list(forecast.columns) == ["date", "temp", "temp_lower", "temp_upper"]
+
+
+def test_several_seeds_are_summarised(trained, run, tmp_path):
+    words = ("--data", trained / "own.csv", "--seed", 1, "--seed", 2, "--out", tmp_path / "run", *SMALL, "epochs=1")
+    code, out, err = run("train", "forecast", *words)
+    assert code == 0, err
+    assert "±" in out
+    metrics = Run(tmp_path / "run").metrics()
+    singles = [Run(tmp_path / "run" / f"s{seed}").metrics()["metrics"]["test"]["mse"] for seed in (1, 2)]
+    assert metrics["metrics"]["test"]["mse"]["mean"] == pytest.approx(np.mean(singles))
+    assert metrics["metrics"]["test"]["mse"]["std"] == pytest.approx(np.std(singles, ddof=1))
+
+
+def losses(folder: Path) -> list[tuple]:
+    return [(row["step"], row["split"], row.get("loss"), row.get("mse")) for row in Run(folder).history()]
+
+
+def test_kill_and_resume_give_the_unbroken_losses(trained, tmp_path):
+    words = ("--data", trained / "own.csv", *SMALL, "batch_size=4", "log_every=1", "checkpoint_minutes=0.001")
+    unbroken = command("train", "forecast", *words, "baselines=[]", "--out", tmp_path / "whole")
+    subprocess.run(unbroken, cwd=ROOT, check=True, capture_output=True)
+    broken = command("train", "forecast", *words, "baselines=[]", "--out", tmp_path / "cut")
+    process = subprocess.Popen(broken, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = tmp_path / "cut" / "metrics.jsonl"
+    until = time.monotonic() + 120
+    while not (log.exists() and log.read_text().count("\n") > 30):
+        assert time.monotonic() < until
+        assert process.poll() is None, "finished before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "cut" / "metrics.json").exists()
+    subprocess.run([*broken, "--resume"], cwd=ROOT, check=True, capture_output=True)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert Run(tmp_path / "cut").metrics()["metrics"] == Run(tmp_path / "whole").metrics()["metrics"]
+
+
+def test_two_processes_measure_the_same(trained):
+    words = command("evaluate", "forecast", "--model", trained / "run", "--json", "--device", "cpu")
+    one, two = (json.loads(quietly([*launcher, *words[1:]])) for launcher in ([sys.executable], TORCHRUN))
+    assert two["metrics"]["windows"] == one["metrics"]["windows"]
+    assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-12)
+
+
+def test_two_processes_train_like_one(trained, tmp_path):
+    words = ("--data", trained / "own.csv", *SMALL, "baselines=[]", "model.dropout=0.0", "log_every=1", "max_steps=5")
+    subprocess.run(
+        command("train", "forecast", *words, "--out", tmp_path / "one"), cwd=ROOT, check=True, capture_output=True
+    )
+    two = command("train", "forecast", *words, "--out", tmp_path / "two", "--device", "cpu")[1:]
+    quietly([*TORCHRUN, *two])
+    for (*_, one_loss, one_mse), (*_, two_loss, two_mse) in zip(
+        losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True
+    ):
+        assert (one_loss or one_mse) == pytest.approx(two_loss or two_mse, rel=1e-4)
+
+
+def edit(**columns):
+    def change(frame: pd.DataFrame) -> pd.DataFrame:
+        for column, (row, value) in columns.items():
+            frame[column] = frame[column].astype(object)
+            frame.loc[row, column] = value
+        return frame
+
+    return change
+
+
+BAD_TABLES = {
+    "text": (edit(load1=(7, "n/a?")), "load1", "n/a?"),
+    "missing value": (edit(load0=(300, None)), "load0", "fill=1"),
+    "infinite value": (edit(load0=(300, np.inf)), "load0", "fill=1"),
+    "long gap": (lambda frame: frame.assign(load2=frame["load2"].mask(frame.index // 10 == 9)), "load2", "fill=10"),
+    "duplicate stamp": (edit(date=(5, "2024-01-01 04:00:00")), "date", "2024-01-01 04:00:00"),
+    "unsorted": (lambda frame: frame.iloc[::-1], "date", ""),
+    "irregular": (lambda frame: frame.drop(index=50), "date", ""),
+    "bad stamp": (edit(date=(5, "soon")), "date", "soon"),
+    "too few rows": (lambda frame: frame.iloc[:80], "80 rows", "lookback"),
+    "no rows": (lambda frame: frame.iloc[:0], "own.csv", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_TABLES)
+def test_bad_tables_are_one_line_and_write_nothing(name, run, make_csv, tmp_path, monkeypatch):
+    change, *mentioned = BAD_TABLES[name]
+    path = make_csv(change=change)
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run("train", "forecast", "--data", path)
+    assert code == 2, err
+    assert out == ""
+    assert err.count("\n") == 1, err
+    assert err.startswith("error: ")
+    assert "own.csv" in err
+    for text in mentioned:
+        assert text in err
+    assert [entry.name for entry in tmp_path.iterdir()] == ["own.csv"]
+
+
+def test_fill_mends_short_gaps(run, make_csv, tmp_path):
+    path = make_csv(change=edit(load0=(300, None)))
+    words = ("--data", path, "--fill", 2, "--out", tmp_path / "run", "--max-steps", 1, "baselines=[]", *SMALL)
+    code, _, err = run("train", "forecast", *words)
+    assert code == 0, err
+
+
+BAD_WORDS = {
+    "missing file": (("--data", "absent.csv"), 2, "absent.csv"),
+    "unknown set": (("--data", "etth9"), 2, "etth9"),
+    "absent set": (("--recipe", "gateformer_traffic_96"), 3, "traffic.csv"),
+    "unknown key": (("optim.lrr=1",), 2, "Did you mean 'optim.lr'"),
+    "unknown option": (("--epocs", "3"), 2, "Did you mean 'epochs'"),
+    "wrong type": (("epochs=many",), 2, "epochs is 'many'"),
+    "unknown recipe": (("--recipe", "nonsense"), 2, "nonsense"),
+    "unknown model": (("model=gatformer",), 2, "Did you mean 'gateformer'"),
+    "unknown column": (("data.target=pm26",), 2, "pm2.5"),
+    "unwritable folder": (("--out", "/proc/run"), 2, "/proc"),
+    "indivisible heads": (("model.num_heads=3",), 2, "num_heads"),
+    "no run to resume": (("--resume=absent",), 2, "absent"),
+    "stray word": (("fast",), 2, "fast"),
+    "unknown device": (("--device", "tpu"), 2, "tpu"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_WORDS)
+def test_bad_words_are_one_line_and_write_nothing(name, run, tmp_path, monkeypatch):
+    words, expected, mentioned = BAD_WORDS[name]
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run("train", "forecast", *words)
+    assert code == expected, err
+    assert out == ""
+    assert err.count("\n") == 1, err
+    assert mentioned in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_occupied_folder(run, tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+    code, _, err = run("train", "forecast", "--out", tmp_path)
+    assert code == 2
+    assert "is not empty" in err
+
+
+def test_a_changed_setting_cannot_be_resumed(trained, run):
+    code, _, err = run("train", "forecast", f"--resume={trained / 'run'}", "batch_size=3")
+    assert code == 2
+    assert "batch_size" in err
+
+
+def test_damaged_checkpoints(trained, run, tmp_path):
+    model = tmp_path / "model"
+    best = trained / "run" / "checkpoints" / "best"
+    model.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (model / name).write_bytes((best / name).read_bytes())
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    code, _, err = run("predict", "forecast", "--model", model, trained / "own.csv")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "model.safetensors is damaged" in err
+    card = json.loads((model / "config.json").read_text())
+    card["arguments"]["dim"] = 16
+    (model / "config.json").write_text(json.dumps(card))
+    weights.write_bytes((best / "model.safetensors").read_bytes())
+    code, _, err = run("predict", "forecast", "--model", model, trained / "own.csv")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "wrong shape" in err
+
+
+def test_predict_needs_the_models_columns_and_rows(trained, run, make_csv):
+    code, _, err = run("predict", "forecast", "--run", trained / "run", make_csv())
+    assert (code, err.count("\n")) == (2, 1)
+    assert "'load'" in err
+    short = make_csv(rows=20, change=lambda frame: frame.set_axis(["when", "load", "temp", "wind"], axis=1))
+    code, _, err = run("predict", "forecast", "--run", trained / "run", short)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "20 rows" in err
+
+
+def test_dry_run_writes_nothing(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run("train", "forecast", "--dry-run", "--json")
+    assert code == 0
+    assert json.loads(out)["parameters"] > 0
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,35 @@
+"""Gated Toolkit: the published gated models of vision, time series, video, audio and handwriting.
+
+The names below are resolved on first use, so that ``import toolkit`` and ``toolkit --help`` import no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_here = Path(__file__).parent
+if not (_here / "kernels").is_dir():  # a checkout without symbolic links
+    __path__.append(str(_here.parent))
+
+_LAZY = {
+    **dict.fromkeys(("train", "evaluate", "predict", "results", "show", "data", "convert", "doctor"), "toolkit.api"),
+    **dict.fromkeys(("load", "save", "push", "from_official", "create_model"), "toolkit.hub"),
+}
+
+if TYPE_CHECKING:
+    from toolkit.api import convert, doctor, evaluate, predict, results, show, train
+    from toolkit.hub import create_model, from_official, load, push, save
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'toolkit' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -1,0 +1,48 @@
+"""Settings that every trained task shares."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from toolkit.config import Config
+
+
+class OptimConfig(Config):
+    """The optimiser and its learning-rate schedule (``toolkit.engine.optim``)."""
+
+    name: Literal["adam", "adamw"] = "adam"
+    lr: PositiveFloat = Field(1e-4, description="learning rate; never scaled silently")
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["constant", "halving", "table", "plateau_decay", "cosine"] = Field(
+        "halving", description="learning rate by epoch"
+    )
+
+
+class PublishedConfig(Config):
+    """Figures that a recipe is held against, and where they come from."""
+
+    metrics: dict[str, float] = Field(default_factory=dict, description="name: value; empty if none can be quoted")
+    source: str = Field("", description="where the figures stand, or why there is none")
+
+
+class TrainConfig(Config):
+    """Base of a task's configuration: what the engine reads."""
+
+    name: str = Field("custom", description="what the run is called, by default its recipe")
+    optim: OptimConfig = OptimConfig()
+    batch_size: PositiveInt = Field(32, description="samples per update, over all devices and accumulation steps")
+    eval_batch_size: PositiveInt = Field(32, description="samples per evaluation step; no metric depends on it")
+    accumulate: PositiveInt = Field(1, description="pieces in which a batch is processed, to save memory")
+    epochs: PositiveInt = 10
+    patience: PositiveInt | None = Field(3, description="epochs without improvement before stopping; null: never")
+    monitor: str = Field("loss", description="validation metric that picks the best checkpoint")
+    direction: Literal["min", "max"] = "min"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    seeds: list[NonNegativeInt] = Field([0], min_length=1, description="one run each; several give mean ± std")
+    max_steps: PositiveInt | None = Field(None, description="stop after this many updates")
+    log_every: PositiveInt = Field(50, description="updates per line of metrics.jsonl")
+    checkpoint_minutes: float = Field(5.0, ge=0, description="longest time between checkpoints inside an epoch")
+    published: PublishedConfig = PublishedConfig()
+    reference: PublishedConfig = PublishedConfig()

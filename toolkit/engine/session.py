@@ -1,0 +1,123 @@
+"""A training session: which folder, which seeds, baselines first, the model, its test figures, the report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from toolkit.config import Layer
+from toolkit.engine import loop, report
+from toolkit.engine.config import TrainConfig
+from toolkit.engine.log import Log
+from toolkit.engine.run import Run, newest_unfinished
+from toolkit.errors import InputError
+
+MakeJob = Callable[[Any], Any]  # a configuration to a task
+
+
+def train_seeds(make: MakeJob, config: TrainConfig, run: Run, accelerator: Accelerator, log: Log) -> None:
+    """Train one seed in the run's folder, or several in ``s<seed>/`` below it with a summary above them.
+
+    Bad input is found before anything is written: the first seed's data and model are made first.
+    """
+    jobs = {seed: make(config.model_copy(update={"seeds": [seed]})) for seed in config.seeds}
+    build(jobs[config.seeds[0]])
+    log.say(f"device: {accelerator.device}; folder: {run.folder}")
+    if len(jobs) == 1:
+        _train_one(jobs[config.seeds[0]], run, accelerator, log)
+        return
+    _create(config, run, accelerator)
+    for seed, job in jobs.items():
+        log.say(f"seed {seed}")
+        _train_one(job, Run(run.folder / f"s{seed}"), accelerator, log)
+    if accelerator.is_main_process:
+        report.summarise_seeds(run)
+        report.write(run)
+    accelerator.wait_for_everyone()
+
+
+def _train_one(job: Any, run: Run, accelerator: Accelerator, log: Log) -> None:
+    """One run in one folder: baselines, the model, its test figures, the report."""
+    if run.finished:
+        return
+    _create(job.config, run, accelerator)
+    for name in getattr(job.config, "baselines", ()):
+        _train_one(job.baseline(name), Run(run.folder / "baselines" / name), accelerator, log)
+    log.to_file(run.folder / "log.txt")
+    started = time.perf_counter()
+    try:
+        build(job)
+        summary = job.summary()
+        windows = ", ".join(f"{name} {count:,}" for name, count in summary["windows"].items())
+        log.say(f"{summary['model']} on {summary['data']}: {summary['parameters']:,} parameters; windows: {windows}")
+        progress = loop.fit(job, run, accelerator, log)
+        measured = job.conclude(run, accelerator)
+    except (Exception, KeyboardInterrupt) as error:
+        log.record_exception(error)
+        raise
+    finally:
+        log.to_file(None)
+    metrics = {
+        **summary,
+        "seed": job.config.seeds[0],
+        "steps": progress.step,
+        "best_step": progress.best_step,
+        "seconds": round(time.perf_counter() - started, 1),
+        "metrics": measured,
+        "published": job.config.published.model_dump(),
+        "reference": job.config.reference.model_dump(),
+    }
+    if accelerator.is_main_process:
+        loop.save_model(job, run)
+        run.finish(metrics)
+        write_report(type(job), run)
+    accelerator.wait_for_everyone()
+
+
+def build(job: Any) -> Any:
+    """Data and fresh weights, drawn from the job's seed."""
+    loop.seed_everything(job.config.seeds[0])
+    job.build()
+    return job
+
+
+def _create(config: TrainConfig, run: Run, accelerator: Accelerator) -> None:
+    """Make the run folder, unless it is there to be continued."""
+    if accelerator.is_main_process and not (run.folder / "config.yaml").exists():
+        Run.create(run.folder, config, str(accelerator.device))
+    accelerator.wait_for_everyone()
+
+
+def write_report(task: Any, run: Run) -> Path:
+    """The report of a finished run, with the task's own sections."""
+    return report.write(run, () if run.members() else task.report_sections(run))
+
+
+def folder_to_resume(resume: str | Path | bool, out: Path | None, parent: Path) -> Path | None:
+    """The run folder to continue, or None for a new run."""
+    if not resume:
+        return None
+    if not isinstance(resume, bool):
+        if not (Path(resume) / "config.yaml").is_file():
+            raise InputError(f"there is no run to resume at {resume}")
+        return Path(resume)
+    if out is not None:
+        return out if (out / "config.yaml").is_file() else None
+    return newest_unfinished(parent)
+
+
+def stored_config(cls: Any, run: Run, settings: Layer, wanted: TrainConfig | None) -> Any:
+    """The stored configuration of a run to be continued; a setting that differs from it is an error."""
+    stored = cls.Config.build(run.config())
+    wanted = wanted or cls.Config.build(run.config(), settings)
+    for key, value in stored.layer().items():
+        if key not in ("published", "reference") and (other := wanted.layer()[key]) != value:
+            raise InputError(
+                f"{run.folder} was started with {key}={value}, now it is {other}",
+                "Continue with the same settings, or start a new run",
+            )
+    return stored

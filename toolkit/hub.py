@@ -1,0 +1,132 @@
+"""Models on disk and from elsewhere: save and load model directories, convert official checkpoints, push to a hub.
+
+A model directory holds ``config.json`` (architecture, constructor arguments, what the task needs) and
+``model.safetensors``; a run folder stands for its best checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import toolkit
+from toolkit import registry
+from toolkit.config import signature_config
+from toolkit.engine import checkpoint
+from toolkit.errors import InputError
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model with everything that its directory says about it."""
+
+    model: nn.Module
+    card: dict[str, Any]
+    extra: dict[str, Tensor]
+    folder: Path
+
+
+def create_model(name: str, **arguments: Any) -> nn.Module:
+    """A registered model with fresh weights.
+
+    Raises:
+        InputError: unknown name or argument, with the nearest known one.
+    """
+    cls = registry.models.load(name)
+    return cls(**signature_config(cls).build(arguments).model_dump())
+
+
+def save(model: nn.Module, path: str | Path, **card: Any) -> Path:
+    """Write a model directory.
+
+    Args:
+        model: a registered model; it keeps its constructor arguments as attributes.
+        path: the directory, replaced as a whole.
+        card: further entries of ``config.json``.
+    """
+    described = registry.describe(model) | {"toolkit": toolkit.__version__} | card
+    checkpoint.save(Path(path), model.state_dict(), described)
+    return Path(path)
+
+
+def load(source: str | Path) -> nn.Module:
+    """A model, in eval mode, from a model directory, a run folder or ``hf-hub:organisation/name``.
+
+    Raises:
+        InputError: nothing there, a damaged file, or weights that do not fit the described architecture.
+    """
+    return load_pretrained(source).model
+
+
+def load_pretrained(source: str | Path) -> Pretrained:
+    """Like ``load``, with the directory's card and further tensors."""
+    folder = _resolve(source)
+    card = checkpoint.read_card(folder)
+    model = create_model(card["architecture"], **card.get("arguments", {}))
+    path = folder / checkpoint.MODEL
+    checkpoint.load_strictly(model, checkpoint.read_tensors(path), str(path))
+    extra = checkpoint.read_tensors(folder / checkpoint.EXTRA) if (folder / checkpoint.EXTRA).exists() else {}
+    return Pretrained(model.eval(), card, extra, folder)
+
+
+def from_official(name: str, state: Mapping[str, Any] | str | Path, **config: Any) -> nn.Module:
+    """A model of ours with the weights of an official checkpoint.
+
+    Args:
+        name: a family of ``pretrained/``.
+        state: state dict (tensors or arrays), or the path of a checkpoint.
+        config: sizes that the shapes do not tell, by their official or our names.
+
+    Raises:
+        InputError: every entry that is missing, unexpected or of another shape.
+    """
+    entry = registry.families.entry(name)
+    source = str(state) if isinstance(state, str | Path) else f"the given {name} state"
+    tensors = checkpoint.read_tensors(Path(state)) if isinstance(state, str | Path) else state
+    arguments, converted = entry.load().convert(
+        {key: torch.as_tensor(value) for key, value in tensors.items()}, **config
+    )
+    model = create_model(entry.card, **arguments)
+    checkpoint.load_strictly(model, converted, source)
+    return model.eval()
+
+
+def push(model: nn.Module, repository: str, private: bool = True) -> str:
+    """Upload a model directory to the Hugging Face hub; returns its address. Needs a login there.
+
+    Args:
+        repository: ``organisation/name``.
+    """
+    import tempfile
+
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    api.create_repo(repository, private=private, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        path = save(model, Path(folder) / "model")
+        return str(api.upload_folder(repo_id=repository, folder_path=path))
+
+
+def _resolve(source: str | Path) -> Path:
+    """The model directory that a path, run folder or hub name stands for."""
+    text = str(source)
+    if text.startswith("hf-hub:"):
+        from huggingface_hub import snapshot_download
+
+        offline = os.environ.get("TOOLKIT_OFFLINE") == "1"
+        files = ["*.json", "*.safetensors"]
+        return Path(snapshot_download(text.removeprefix("hf-hub:"), allow_patterns=files, local_files_only=offline))
+    folder = Path(text)
+    if (folder / "config.yaml").is_file():
+        best = checkpoint.existing(folder / "checkpoints" / "best")
+        if best is None:
+            raise InputError(f"run {folder} has no checkpoint yet", "Continue it with --resume")
+        return best
+    return folder
