@@ -59,6 +59,8 @@ def options(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
+    # A thread pool that spins while it waits burns whole cores on small models, and stalls where cores are shared.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     words = spell_out_resume(sys.argv[1:] if arguments is None else arguments)

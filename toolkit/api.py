@@ -30,7 +30,17 @@ from toolkit.engine.run import environment as run_environment
 from toolkit.errors import InputError
 
 # Keys that do not change what is measured: a recipe's published figures stay beside a run that overrides only these.
-NEUTRAL = {"name", "seeds", "baselines", "eval_batch_size", "accumulate", "log_every", "checkpoint_minutes", "coverage"}
+NEUTRAL = {
+    "name",
+    "seeds",
+    "baselines",
+    "eval_batch_size",
+    "accumulate",
+    "log_every",
+    "checkpoint_minutes",
+    "coverage",
+    "threads",
+}
 
 
 def resolve(task: str, recipe: str | Path | None, overrides: Mapping[str, Any]) -> TrainConfig:

@@ -40,6 +40,7 @@ class TrainConfig(Config):
     monitor: str = Field("loss", description="validation metric that picks the best checkpoint")
     direction: Literal["min", "max"] = "min"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    threads: PositiveInt | None = Field(None, description="CPU threads; null: one for small steps, else all")
     seeds: list[NonNegativeInt] = Field([0], min_length=1, description="one run each; several give mean ± std")
     max_steps: PositiveInt | None = Field(None, description="stop after this many updates")
     log_every: PositiveInt = Field(50, description="updates per line of metrics.jsonl")

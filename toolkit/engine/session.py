@@ -14,6 +14,7 @@ from toolkit.engine import loop, report
 from toolkit.engine.config import TrainConfig
 from toolkit.engine.log import Log
 from toolkit.engine.run import Run, newest_unfinished
+from toolkit.engine.threads import cpu_threads
 from toolkit.errors import InputError
 
 MakeJob = Callable[[Any], Any]  # a configuration to a task
@@ -54,8 +55,9 @@ def _train_one(job: Any, run: Run, accelerator: Accelerator, log: Log) -> None:
         summary = job.summary()
         windows = ", ".join(f"{name} {count:,}" for name, count in summary["windows"].items())
         log.say(f"{summary['model']} on {summary['data']}: {summary['parameters']:,} parameters; windows: {windows}")
-        progress = loop.fit(job, run, accelerator, log)
-        measured = job.conclude(run, accelerator)
+        with cpu_threads(job):
+            progress = loop.fit(job, run, accelerator, log)
+            measured = job.conclude(run, accelerator)
     except (Exception, KeyboardInterrupt) as error:
         log.record_exception(error)
         raise
