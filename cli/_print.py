@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,8 @@ def emit_table(rows: Sequence[Mapping[str, Any]]) -> None:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(_cell(row.get(column)) for column in columns))
-    Console(soft_wrap=False, highlight=False).print(table)
+    width = None if sys.stdout.isatty() else 200  # a file or a pipe has no width to wrap at
+    Console(width=width, highlight=False).print(table)
 
 
 def _cell(value: Any) -> str:

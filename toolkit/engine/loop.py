@@ -149,6 +149,9 @@ class Trainer:
             self.save("best")
             return
         task.model, *self.optimizers = accelerator.prepare(task.model, *self.optimizers)
+        # accelerate's wrapper is needed with a gradient scaler only; it looks for optional packages at every call.
+        bare = [getattr(wrapper, "optimizer") for wrapper in self.optimizers]  # noqa: B009
+        self.stepping = bare if accelerator.scaler is None else self.optimizers
         if folder := checkpoint.existing(run.last):
             self.restore(folder)
             log.say(f"continuing after step {self.progress.step}, in epoch {self.progress.epoch + 1}")
@@ -195,7 +198,7 @@ class Trainer:
                 if loss is not None:
                     accelerator.backward(loss if weight == 1.0 else loss * weight)
                     total = total + loss.detach().double() * (weight / self.config.accumulate)
-                    for optimizer in self.optimizers:
+                    for optimizer in self.stepping if accelerator.sync_gradients else ():
                         optimizer.step()
                         optimizer.zero_grad()
             if number % self.config.accumulate == 0:
