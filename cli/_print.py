@@ -21,7 +21,8 @@ def emit_table(rows: Sequence[Mapping[str, Any]]) -> None:
     from rich.table import Table
 
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    named = any(column.strip() for column in columns)
+    table = Table(box=None, pad_edge=False, header_style="bold", show_header=named)
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:

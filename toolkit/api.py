@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from toolkit import hub, registry
-from toolkit.config import Layer, read_yaml, recipe_layers, signature_config, to_yaml
+from toolkit.config import IN_MEMORY, Layer, recipe_layers, recipe_task, signature_config, to_yaml
 from toolkit.data import cache
 from toolkit.data.cards import card as data_card
 from toolkit.data.tables import read_table
@@ -112,7 +112,7 @@ def train(
     if isinstance(data, str | Path):
         settings = cls.Config.combine(settings, {"data": str(data)})
     elif data is not None:
-        frame, settings = data, cls.Config.combine(settings, {"data": {"path": "(a data frame)"}})
+        frame, settings = data, cls.Config.combine(settings, {"data": {"path": IN_MEMORY}})
     if seeds:
         settings["seeds"] = list(seeds)
     if max_steps is not None:
@@ -166,6 +166,8 @@ def evaluate(
     """
     if split not in ("train", "val", "test"):
         raise InputError(f"unknown split {split!r}", "There are train, val and test")
+    if out:
+        check_free(Path(out))
     job = _restored(task, run, model, data, overrides, download)
     accelerator = make_accelerator(job.config, device)
     job.model.to(accelerator.device)
@@ -177,7 +179,6 @@ def evaluate(
         "metrics": loop.evaluate(job, split, accelerator),
     }
     if out and accelerator.is_main_process:
-        check_free(Path(out))
         with write_folder(Path(out)) as folder:
             (folder / "metrics.json").write_text(json.dumps(measured, indent=1) + "\n")
     return measured
@@ -226,9 +227,7 @@ def results(run: str | Path) -> list[dict[str, Any]]:
 def show(kind: str, name: str) -> tuple[str, dict[str, Any]]:
     """What is known of a ``recipe``, ``model`` or ``dataset``: as text for people, and as plain values."""
     if kind == "recipe":
-        path = Path(name)
-        task = registry.recipes.entry(name).group if path.suffix not in (".yaml", ".yml") else None
-        task = task or read_yaml(path).get("task", "forecast")
+        task = recipe_task(name)
         config = registry.tasks.load(task).Config.build(*recipe_layers(name, task))
         return to_yaml(config, comments=True), config.layer()
     if kind == "model":
@@ -264,7 +263,7 @@ def data(action: str, name: str | None = None) -> dict[str, Any]:
 def doctor() -> dict[str, dict[str, str]]:
     """Versions, devices, folders and optional pieces of this installation."""
     environment = run_environment("")
-    optional = {"pyarrow": "parquet", "triton": "triton", "optuna": "tune", "onnx": "export", "transformers": "text"}
+    optional = {"pyarrow": "parquet", "triton": "triton"}
     opencv = [name for name in ("opencv-python", "opencv-contrib-python") if installed_version(name)]
     return {
         "versions": {

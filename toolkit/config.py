@@ -22,6 +22,8 @@ from toolkit.errors import InputError, nearest
 
 Layer = dict[str, Any]
 
+IN_MEMORY = "(in memory)"  # stands for the path of data that was handed over as an object
+
 
 class Config(BaseModel):
     """Base of every configuration and section: frozen, and an unknown key is an error."""
@@ -148,6 +150,23 @@ def recipe_layers(name_or_path: str | Path, task: str) -> list[Layer]:
     raise InputError(f"recipe {name!r} is based on itself through {path.name}")
 
 
+def recipe_task(name_or_path: str | Path) -> str:
+    """The task that a recipe belongs to: where it is registered, or what the file or its base says.
+
+    Raises:
+        InputError: a file that tells neither.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        return registry.recipes.entry(str(name_or_path)).group
+    layer = read_yaml(path)
+    if "task" in layer:
+        return str(layer["task"])
+    if "recipe" in layer:
+        return registry.recipes.entry(str(layer["recipe"])).group
+    raise InputError(f"{path} does not say its task", "Begin it with task: NAME or recipe: NAME")
+
+
 def parse_override(text: str) -> Layer:
     """``"optim.lr=1e-3"`` as a nested dictionary; the value is read as a YAML scalar or list."""
     key, equals, value = text.partition("=")
@@ -173,17 +192,28 @@ def to_yaml(config: Config, comments: bool = False) -> str:
     text = yaml.safe_dump(config.layer(), sort_keys=False, allow_unicode=True, width=100)
     if not comments:
         return text
-    lines = []
-    section: type[BaseModel] = type(config)
+    lines, explained = [], _explanations(config)
+    section = ""
     for line in text.splitlines():
         indent, key = len(line) - len(line.lstrip()), line.strip().partition(":")[0]
-        if indent == 0:
-            section = type(config)
-        field = section.model_fields.get(key) if ":" in line and indent <= 2 else None
-        lines.append(f"{line}  # {field.description}" if field and field.description else line)
-        if indent == 0:
-            section = _section_type(type(config), key) or section
+        section = section if indent else key
+        note = explained.get(key if indent == 0 else f"{section}.{key}") if indent <= 2 else None
+        lines.append(f"{line}  # {note}" if note else line)
     return "\n".join(lines) + "\n"
+
+
+def _explanations(config: Config) -> dict[str, str]:
+    """Key (``optim.lr``) to what it means: from the fields, and for a model from its class's docstring."""
+    notes = {name: field.description or "" for name, field in type(config).model_fields.items()}
+    for name in type(config).model_fields:
+        section = getattr(config, name)
+        if isinstance(section, ModelConfig):
+            arguments = inspect.getdoc(registry.models.load(section.name)) or ""
+            found = re.findall(r"^    (\w+): (.+(?:\n        .+)*)", arguments, flags=re.MULTILINE)
+            notes |= {f"{name}.{argument}": " ".join(text.split()).rstrip(".") for argument, text in found}
+        elif isinstance(section, Config):
+            notes |= {f"{name}.{key}": field.description or "" for key, field in type(section).model_fields.items()}
+    return notes
 
 
 def _section_type(cls: type[BaseModel], key: str) -> type[Config] | None:

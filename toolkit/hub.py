@@ -19,6 +19,7 @@ import toolkit
 from toolkit import registry
 from toolkit.config import signature_config
 from toolkit.engine import checkpoint
+from toolkit.engine.run import Run
 from toolkit.errors import InputError
 
 
@@ -126,6 +127,8 @@ def _resolve(source: str | Path) -> Path:
     folder = Path(text)
     if (folder / "config.yaml").is_file():
         best = checkpoint.existing(folder / "checkpoints" / "best")
+        if members := Run(folder).members():
+            raise InputError(f"{folder} holds several seeds", f"Name one of them, such as {members[0].folder}")
         if best is None:
             raise InputError(f"run {folder} has no checkpoint yet", "Continue it with --resume")
         return best

@@ -42,7 +42,7 @@ class DataConfig(Config):
 class ForecastConfig(TrainConfig):
     """Multivariate long-term forecasting: the last ``lookback`` rows in, the next ``horizon`` rows out."""
 
-    task: Literal["forecast"] = "forecast"
+    task: Literal["forecast"] = Field("forecast", description="the task that these settings belong to")
     model: ModelConfig = ModelConfig(name="gateformer")
     data: DataConfig = DataConfig(name="beijing_pm25")
     lookback: PositiveInt = Field(96, description="input rows L")

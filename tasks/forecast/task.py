@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import toolkit
 from toolkit import registry
-from toolkit.config import recipe_layers
+from toolkit.config import IN_MEMORY, recipe_layers
 from toolkit.data.loaders import epoch_batches, eval_batches
 from toolkit.engine.loop import evaluate, evaluation_sums
 from toolkit.engine.optim import build_optimizer
@@ -81,6 +81,8 @@ class Forecast:
     def data(self) -> ForecastData:
         """The table and its windows, read when first needed; in the scaling of a restored model."""
         config, section = self.config, self.config.data
+        if self._frame is None and section.path == Path(IN_MEMORY):
+            raise InputError("this model was trained on a data frame, which is not stored", "Pass data=...")
         named = self._frame is None and section.name is not None
         columns = section.columns
         if self.trained and (not named or section.path is not None):

@@ -12,11 +12,11 @@ from toolkit.config import Config
 class OptimConfig(Config):
     """The optimiser and its learning-rate schedule (``toolkit.engine.optim``)."""
 
-    name: Literal["adam", "adamw"] = "adam"
+    name: Literal["adam", "adamw"] = Field("adam", description="adam or adamw")
     lr: PositiveFloat = Field(1e-4, description="learning rate; never scaled silently")
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, description="added to the gradient (adam), or decoupled (adamw)")
     schedule: Literal["constant", "halving", "table", "plateau_decay", "cosine"] = Field(
-        "halving", description="learning rate by epoch"
+        "halving", description="learning rate by epoch: constant, halving, table, plateau_decay or cosine"
     )
 
 
@@ -35,11 +35,11 @@ class TrainConfig(Config):
     batch_size: PositiveInt = Field(32, description="samples per update, over all devices and accumulation steps")
     eval_batch_size: PositiveInt = Field(32, description="samples per evaluation step; no metric depends on it")
     accumulate: PositiveInt = Field(1, description="pieces in which a batch is processed, to save memory")
-    epochs: PositiveInt = 10
+    epochs: PositiveInt = Field(10, description="passes over the training windows, at most")
     patience: PositiveInt | None = Field(3, description="epochs without improvement before stopping; null: never")
     monitor: str = Field("loss", description="validation metric that picks the best checkpoint")
-    direction: Literal["min", "max"] = "min"
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    direction: Literal["min", "max"] = Field("min", description="whether a smaller or a larger value is better")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="fp32, or autocast to bf16 or fp16")
     threads: PositiveInt | None = Field(None, description="CPU threads; null: one for small steps, else all")
     seeds: list[NonNegativeInt] = Field([0], min_length=1, description="one run each; several give mean ± std")
     max_steps: PositiveInt | None = Field(None, description="stop after this many updates")

@@ -25,15 +25,15 @@ def train_seeds(make: MakeJob, config: TrainConfig, run: Run, accelerator: Accel
 
     Bad input is found before anything is written: the first seed's data and model are made first.
     """
-    jobs = {seed: make(config.model_copy(update={"seeds": [seed]})) for seed in config.seeds}
-    build(jobs[config.seeds[0]])
+    job = build(make(config.model_copy(update={"seeds": config.seeds[:1]})))
     log.say(f"device: {accelerator.device}; folder: {run.folder}")
-    if len(jobs) == 1:
-        _train_one(jobs[config.seeds[0]], run, accelerator, log)
+    if len(config.seeds) == 1:
+        _train_one(job, run, accelerator, log)
         return
     _create(config, run, accelerator)
-    for seed, job in jobs.items():
+    for seed in config.seeds:
         log.say(f"seed {seed}")
+        job = make(config.model_copy(update={"seeds": [seed]}))
         _train_one(job, Run(run.folder / f"s{seed}"), accelerator, log)
     if accelerator.is_main_process:
         report.summarise_seeds(run)
