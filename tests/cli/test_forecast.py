@@ -335,3 +335,36 @@ def test_dry_run_writes_nothing(run, tmp_path, monkeypatch):
     assert code == 0
     assert json.loads(out)["parameters"] > 0
     assert not list(tmp_path.iterdir())
+
+
+def test_a_data_frame_trains_like_its_file(trained, tmp_path):
+    frame = pd.read_csv(trained / "own.csv", parse_dates=["when"])
+    small = {"model": {"name": "dlinear"}, "lookback": 24, "horizon": 6, "baselines": [], "max_steps": 3}
+    of_frame = toolkit.train("forecast", data=frame, overrides=small, out=tmp_path / "frame")
+    of_file = toolkit.train("forecast", data=trained / "own.csv", overrides=small, out=tmp_path / "file")
+    assert of_frame["metrics"] == of_file["metrics"]
+    again = toolkit.evaluate("forecast", run=tmp_path / "frame", data=frame)
+    assert again["metrics"] == pytest.approx(of_file["metrics"]["test"], rel=1e-6)
+    with pytest.raises(toolkit.errors.InputError, match="trained on a data frame"):
+        toolkit.evaluate("forecast", run=tmp_path / "frame")
+
+
+def test_bf16_and_accumulation(trained, tmp_path):
+    words = {"model": {"name": "gateformer", "dim": 8, "mlp_dim": 8, "num_heads": 2, "depth": 1, "dropout": 0.0}}
+    words |= {"lookback": 24, "horizon": 6, "baselines": [], "max_steps": 20, "batch_size": 16}
+    plain, split, rounded = (
+        toolkit.train("forecast", data=trained / "own.csv", overrides={**words, **extra}, out=tmp_path / name)
+        for name, extra in (("plain", {}), ("split", {"accumulate": 4}), ("rounded", {"precision": "bf16"}))
+    )
+    mse = plain["metrics"]["test"]["mse"]
+    assert split["metrics"]["test"]["mse"] == pytest.approx(mse, rel=1e-4)
+    assert rounded["metrics"]["test"]["mse"] == pytest.approx(mse, rel=5e-2)
+
+
+def test_legacy_protocol_drops_the_last_batch_and_says_so(trained, tmp_path):
+    words = {"model": {"name": "dlinear"}, "lookback": 24, "horizon": 6, "baselines": [], "max_steps": 1}
+    toolkit.train(
+        "forecast", data=trained / "own.csv", overrides={**words, "protocol": "legacy"}, out=tmp_path / "run"
+    )
+    assert Run(tmp_path / "run").metrics()["metrics"]["test"]["windows"] == 128
+    assert "Protocol: **legacy**" in (tmp_path / "run" / "report.md").read_text()
