@@ -363,8 +363,6 @@ def test_bf16_and_accumulation(trained, tmp_path):
 
 def test_legacy_protocol_drops_the_last_batch_and_says_so(trained, tmp_path):
     words = {"model": {"name": "dlinear"}, "lookback": 24, "horizon": 6, "baselines": [], "max_steps": 1}
-    toolkit.train(
-        "forecast", data=trained / "own.csv", overrides={**words, "protocol": "legacy"}, out=tmp_path / "run"
-    )
+    toolkit.train("forecast", data=trained / "own.csv", overrides={**words, "protocol": "legacy"}, out=tmp_path / "run")
     assert Run(tmp_path / "run").metrics()["metrics"]["test"]["windows"] == 128
     assert "Protocol: **legacy**" in (tmp_path / "run" / "report.md").read_text()
