@@ -152,3 +152,14 @@ def test_calendar_features_follow_the_protocol():
 )
 def test_calendar_kind(freq, kind):
     assert calendar_kind(freq) == kind
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+def test_stamps_across_a_change_of_the_clock_are_regular_in_utc(as_text):
+    stamps = pd.date_range("2020-03-28", periods=60, freq="h", tz="Europe/Berlin")  # the clock changes on the 29th
+    parser = StampParser("own.csv", str)
+    parser.add(pd.Series(stamps.astype(str) if as_text else stamps))
+    parsed = parser.finish()
+    assert str(parsed.tz) == "UTC"
+    assert check_regular(parsed, None, "own.csv", str) == "h"
+    assert future_stamps(parsed, "h", 1, 60)[0] == stamps[-1] + pd.Timedelta("1h")

@@ -116,7 +116,8 @@ class StampParser:
     def finish(self) -> pd.DatetimeIndex:
         """The stamps of all rows."""
         first, *others = next(iter(self._parts.values()))
-        return first.append(others)
+        stamps = first.append(others)
+        return stamps if stamps.tz is None else stamps.tz_convert("UTC")
 
 
 def looks_like_stamps(sample: pd.Series) -> bool:
@@ -164,7 +165,7 @@ def check_regular(stamps: pd.DatetimeIndex, freq: str | None, label: str, place:
     Raises:
         InputError: the first stamp that is out of order, repeated or off the step.
     """
-    steps = np.diff(stamps.to_numpy())
+    steps = np.diff(stamps.tz_localize(None).to_numpy())
     zero = np.timedelta64(0)
     if (bad := steps <= zero).any():
         row = int(bad.argmax()) + 1
