@@ -7,11 +7,13 @@ Exit codes: 0 ok, 1 the run failed, 2 usage, configuration or bad input, 3 a nam
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import click
 import typer
 
 import toolkit
@@ -27,6 +29,36 @@ from toolkit.errors import ToolkitError
 
 USER_OS_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
 
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose errors are one line on standard error and an exit code; a defect keeps its traceback."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except ToolkitError as error:
+            fail(str(error), error.exit_code)
+        except KeyboardInterrupt:
+            fail("interrupted", 130)
+        except OSError as error:
+            if error.errno not in USER_OS_ERRORS:
+                raise
+            fail(f"cannot write {error.filename or 'output'}: {error.strerror}", 2)
+        except Exception as error:
+            if not hasattr(error, "recorded_in"):
+                raise
+            fail(f"{type(error).__name__}: {error} (traceback in {error.recorded_in})", 1)
+
+    return run
+
+
+def fail(message: str, code: int) -> None:
+    """Print one line on standard error and leave with an exit code."""
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    raise typer.Exit(code)
+
+
 app = typer.Typer(
     name="toolkit",
     help="Published gated models that train, evaluate and predict on your data.",
@@ -35,14 +67,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 FREE_KEYS = {"allow_extra_args": True, "ignore_unknown_options": True}
-app.command("train", context_settings=FREE_KEYS)(train)
-app.command("evaluate", context_settings=FREE_KEYS)(evaluate)
-app.command("predict", context_settings=FREE_KEYS)(predict)
-app.command("list")(list_names)
-app.command("show")(show)
-app.command("data")(data)
-app.command("convert", context_settings=FREE_KEYS)(convert)
-app.command("doctor")(doctor)
+app.command("train", context_settings=FREE_KEYS)(guarded(train))
+app.command("evaluate", context_settings=FREE_KEYS)(guarded(evaluate))
+app.command("predict", context_settings=FREE_KEYS)(guarded(predict))
+app.command("list")(guarded(list_names))
+app.command("show")(guarded(show))
+app.command("data")(guarded(data))
+app.command("convert", context_settings=FREE_KEYS)(guarded(convert))
+app.command("doctor")(guarded(doctor))
 
 
 @app.callback(invoke_without_command=True)
@@ -63,41 +95,13 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    words = spell_out_resume(sys.argv[1:] if arguments is None else arguments)
-    try:
-        code = app(words, standalone_mode=False) or 0
-    except ToolkitError as error:
-        code = fail(str(error), error.exit_code)
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        code = fail("interrupted", 130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    except OSError as error:
-        if error.errno not in USER_OS_ERRORS:
-            raise
-        code = fail(f"cannot write {error.filename or 'output'}: {error.strerror}", 2)
-    except Exception as error:
-        recorded = getattr(error, "recorded_in", None)
-        if recorded is None:
-            raise
-        code = fail(f"{type(error).__name__}: {error} (traceback in {recorded})", 1)
-    sys.exit(code)
-
-
-def fail(message: str, code: int) -> int:
-    """Print one line on standard error and return the exit code."""
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
-    return code
+    app(spell_out_resume(sys.argv[1:] if arguments is None else arguments))
 
 
 def spell_out_resume(words: list[str]) -> list[str]:
     """``--resume`` alone means ``--resume auto``; the next word is its value only if it is that or a folder."""
     spelled = []
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words, ""][1:], strict=True):
         has_value = following == "auto" or (following and Path(following).is_dir())
         spelled.append("--resume=auto" if word == "--resume" and not has_value else word)
     return spelled

@@ -103,3 +103,20 @@ def test_mistyped_names(run):
     code, _, err = run("data", "path", "etthh1")
     assert code == 2
     assert "Did you mean" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "mentioned"),
+    [
+        (["train"], "task"),
+        (["traim"], "train"),
+        (["list", "nothing"], "models"),
+        (["train", "forecast", "--seed", "x"], "seed"),
+        (["train", "forecast", "--max-steps", "0"], "max-steps"),
+    ],
+)
+def test_wrong_usage_has_exit_code_2_and_no_traceback(run, words, mentioned):
+    code, _, err = run(*words)
+    assert code == 2
+    assert mentioned in err
+    assert "Traceback" not in err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -366,3 +367,14 @@ def test_legacy_protocol_drops_the_last_batch_and_says_so(trained, tmp_path):
     toolkit.train("forecast", data=trained / "own.csv", overrides={**words, "protocol": "legacy"}, out=tmp_path / "run")
     assert Run(tmp_path / "run").metrics()["metrics"]["test"]["windows"] == 128
     assert "Protocol: **legacy**" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_a_full_disk_is_one_line(trained, tmp_path):
+    """A limit on file sizes stands for a disk that fills up while the checkpoint is written."""
+    words = command("train", "forecast", "--data", trained / "own.csv", "--quiet", "baselines=[]", "--max-steps", "2")
+    script = f"ulimit -f 100; exec {shlex.join([*words, '--out', str(tmp_path / 'run')])}"
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "cannot write" in done.stderr
+    assert not list((tmp_path / "run").rglob("checkpoints/*"))

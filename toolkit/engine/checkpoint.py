@@ -83,13 +83,17 @@ def save(
         extra: further tensors of the task.
         state: training state, nested containers of tensors and plain values only.
     """
-    with write_folder(path) as folder:
-        save_file(_own_memory(model), folder / MODEL)
-        (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-        if extra:
-            save_file(_own_memory(extra), folder / EXTRA)
-        if state is not None:
-            torch.save(state, folder / STATE)
+    try:
+        with write_folder(path) as folder:
+            save_file(_own_memory(model), folder / MODEL)
+            (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+            if extra:
+                save_file(_own_memory(extra), folder / EXTRA)
+            if state is not None:
+                torch.save(state, folder / STATE)
+    except (safetensors.SafetensorError, RuntimeError) as error:  # the libraries' words for a failed write
+        reason = " ".join(str(error).split())
+        raise InputError(f"cannot write the checkpoint {path}: {reason}", "Is the disk full?") from None
 
 
 def read_card(folder: Path) -> dict[str, Any]:

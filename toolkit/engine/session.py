@@ -27,6 +27,14 @@ def train_seeds(make: MakeJob, config: TrainConfig, run: Run, accelerator: Accel
     """
     job = build(make(config.model_copy(update={"seeds": config.seeds[:1]})))
     log.say(f"device: {accelerator.device}; folder: {run.folder}")
+    try:
+        _train_all(job, make, config, run, accelerator, log)
+    except (Exception, KeyboardInterrupt):
+        log.say(f"stopped; go on with --resume {run.folder}")
+        raise
+
+
+def _train_all(job: Any, make: MakeJob, config: TrainConfig, run: Run, accelerator: Accelerator, log: Log) -> None:
     if len(config.seeds) == 1:
         _train_one(job, run, accelerator, log)
         return
