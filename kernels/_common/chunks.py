@@ -1,0 +1,152 @@
+"""Sequences cut into chunks, and chunks grouped into tiles of time: copies in and out, and the scan over chunks.
+
+Legend: B batch, T time, H heads, K key width, V value width, D either; C tokens of a chunk, n chunks of a tile,
+N = n B H; S packed sequences, or 1 for a batch of equal lengths.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+CHUNK = 32  # 64 is as fast where decays are mild, and dearer where they are not
+TILE = 512  # tokens; q, k, v and the gates of one tile stay in the cache
+GROUP = 1 << 20  # elements of one operand of a tile: larger batches are walked in groups
+
+Tile = tuple[int, int]  # first chunk, chunks
+
+
+def num_tiles(T: int, num_sequences: int | None) -> int:
+    """Upper bound of the number of tiles that depends on shapes only, as a fake kernel needs.
+
+    Never 1, which export would take for a property of the example's T.
+    """
+    padded = T if num_sequences is None else T + num_sequences * (CHUNK - 1)
+    return padded // TILE + 2
+
+
+def chunk_length(T: int, num_sequences: int | None) -> int:
+    """``CHUNK``, or the power of two that holds the (mean) length if that is shorter."""
+    mean = T if num_sequences is None else -(-T // max(num_sequences, 1))
+    return min(CHUNK, 1 << max(mean - 1, 0).bit_length())
+
+
+def groups(q: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> Iterator[tuple[slice, Chunks]]:
+    """Parts of the batch whose tiles are of a good size, each with its cut into chunks; none if nothing is there."""
+    B, T, H, K = q.shape
+    if not q.numel() or not v.numel():
+        return
+    bounds = None if cu_seqlens is None else cu_seqlens.tolist()
+    length = chunk_length(T, None if bounds is None else len(bounds) - 1)
+    step = max(1, GROUP // (min(T, TILE) * H * max(K, v.shape[-1])))
+    for b in range(0, B, step):
+        yield slice(b, b + step), Chunks((min(step, B - b), T, H), bounds, q.device, length)
+
+
+class Chunks:
+    """Which token stands in which chunk. Chunks never straddle sequences; the last one of each is padded with zeros.
+
+    Args:
+        shape: B, T, H.
+        bounds: first token of each packed sequence, then T (``cu_seqlens``); None for a batch of equal lengths.
+        length: C, a power of two; at most ``CHUNK`` unless ``bounds`` is None.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], bounds: Sequence[int] | None, device: torch.device, length: int):
+        self.B, self.T, self.H = shape
+        self.C = length
+        spans = [(0, self.T)] if bounds is None else list(itertools.pairwise(bounds))
+        self.starts: dict[int, int] = {}  # first chunk of a sequence -> its number
+        self.ends: dict[int, int] = {}  # last chunk of a sequence -> its number
+        firsts: list[tuple[int, int]] = []  # first token and first token beyond the sequence, of each chunk
+        for number, (begin, end) in enumerate(spans):
+            if begin < end:
+                self.starts[len(firsts)] = number
+                firsts += [(token, end) for token in range(begin, end, length)]
+                self.ends[len(firsts) - 1] = number
+        per_tile = max(1, TILE // length)
+        self.tiles: list[Tile] = [(c, min(per_tile, len(firsts) - c)) for c in range(0, len(firsts), per_tile)]
+        self.tokens: Tensor | None = None
+        if bounds is not None:
+            tokens, beyond = torch.tensor(firsts, dtype=torch.long, device=device).view(-1, 2, 1).unbind(1)
+            self.tokens = tokens + torch.arange(length, device=device)
+            self.inside = self.tokens < beyond
+            self.tokens.clamp_(max=max(self.T - 1, 0))
+
+    def gather(self, x: Tensor, tile: Tile) -> Tensor:
+        """The tile's part of ``[B, T, H, D]`` as a new contiguous float32 ``[N, C, D]``."""
+        lo, n = tile
+        C, D = self.C, x.shape[-1]
+        if self.tokens is not None:
+            rows = x[0].index_select(0, self.tokens[lo : lo + n].flatten()).float().view(n, C, self.H, D)
+            rows.masked_fill_(~self.inside[lo : lo + n, :, None, None], 0)
+            return rows.transpose(1, 2).reshape(-1, C, D)
+        out = torch.empty(n, self.B, self.H, C, D, dtype=torch.float32, device=x.device)
+        t = lo * C
+        full = min(n, (self.T - t) // C)
+        out[:full].copy_(x[:, t : t + full * C].unflatten(1, (full, C)).permute(1, 0, 3, 2, 4))
+        if full < n:
+            rest = x[:, t + full * C :].transpose(1, 2)
+            out[full, :, :, : rest.shape[2]].copy_(rest)
+            out[full, :, :, rest.shape[2] :].zero_()
+        return out.view(-1, C, D)
+
+    def scatter(self, y: Tensor, out: Tensor, tile: Tile) -> None:
+        """Write ``[N, C, D]`` to the tile's tokens of ``out [B, T, H, D]``, in its type."""
+        lo, n = tile
+        y = y.view(n, self.B, self.H, self.C, -1)
+        if self.tokens is not None:
+            inside = self.inside[lo : lo + n]
+            rows = y[:, 0].transpose(1, 2)[inside]
+            out[0].index_copy_(0, self.tokens[lo : lo + n][inside], rows.to(out.dtype))
+            return
+        t = lo * self.C
+        full = min(n, (self.T - t) // self.C)
+        out[:, t : t + full * self.C].unflatten(1, (full, self.C)).copy_(y[:full].permute(1, 0, 3, 2, 4))
+        if full < n:
+            rest = out[:, t + full * self.C :]
+            rest.copy_(y[full, :, :, : rest.shape[1]].transpose(1, 2))
+
+    def scan(
+        self,
+        x: Tensor,
+        y: Tensor,
+        decay: Tensor,
+        carry: Tensor,
+        tile: Tile,
+        to_left: bool,
+        first: Tensor | None,
+        last: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """``state = decay * state + x^T y`` over the chunks of a tile.
+
+        Args:
+            x: ``[N, C, K]``; y is ``[N, C, V]``, decay ``[N, K, 1]``.
+            carry: ``[B, H, K, V]``, the state that comes from the neighbouring tile.
+            to_left: the direction of the walk.
+            first: ``[S, B, H, K, V]``, the state that each sequence begins with; zeros if None.
+            last: receives the state that each sequence ends with.
+
+        Returns:
+            the states that enter the chunks, ``[N, K, V]``, and the one that leaves the tile.
+        """
+        n, (B, H, K, V) = tile[1], carry.shape
+        buffer = carry.new_empty(n + 1, *carry.shape)
+        updates, entering = (buffer[:-1], buffer[1:]) if to_left else (buffer[1:], buffer[:-1])
+        torch.bmm(x.mT, y, out=updates.view(-1, K, V))
+        buffer[n if to_left else 0].copy_(carry)
+
+        begins, ends = (self.ends, self.starts) if to_left else (self.starts, self.ends)
+        into, out, factors = entering.unbind(), updates.unbind(), decay.view(n, B, H, K, 1).unbind()
+        for c in range(n - 1, -1, -1) if to_left else range(n):
+            begun = begins.get(tile[0] + c)
+            if begun is not None:
+                into[c].zero_() if first is None else into[c].copy_(first[begun])
+            out[c].addcmul_(factors[c], into[c])
+            ended = ends.get(tile[0] + c)
+            if ended is not None and last is not None:
+                last[ended].copy_(out[c])
+        return entering.view(-1, K, V), buffer[0 if to_left else n]

@@ -1,0 +1,284 @@
+"""Decays inside a chunk, and the walk over tiles that gated linear attention of one or two directions shares.
+
+Inside a chunk, b is the cumulative sum of the log decays in the direction's order (inclusive), b_C the chunk's total.
+Everything needed is the products of q_i and k_j with e^(b_i - b_j), with e^(b_i) (state -> output) and with
+e^(b_C - b_j) (token -> state). ``Factored`` splits e^(b_i - b_j) at b_C / 2, which float32 holds while b_C > -120;
+``Dyadic`` multiplies gates along a binary tree, so that every factor is in [0, 1]: exact for every decay, even -inf.
+
+Legend as in ``chunks.py``. q holds the scale already. ``to_left``: the direction that runs against time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from toolkit.kernels._common.chunks import Chunks
+
+LOG2_E = math.log2(math.e)
+MILDEST_TOTAL = -120.0  # of a chunk's log decays; e^60 leaves room for the operands, see README of gla
+
+
+@lru_cache(maxsize=64)
+def triangle(C: int, upper: bool, diagonal: int, device: torch.device, value: float = 1.0) -> Tensor:
+    full = torch.full((C, C), value, dtype=torch.float32, device=device)
+    return full.triu(diagonal) if upper else full.tril(-diagonal)
+
+
+def sums(x: Tensor, to_left: bool, exclusive: bool = False, factor: float = 1.0) -> Tensor:
+    """Cumulative sums over axis 1 of ``[M, C, K]`` in time's order or against it, times a factor."""
+    C = x.shape[1]
+    return torch.bmm(triangle(C, to_left, int(exclusive), x.device, factor).expand(len(x), C, C), x)
+
+
+def strict(dA: Tensor, to_left: bool) -> Tensor:
+    """The pairs of different tokens of one direction."""
+    return dA.triu(1) if to_left else dA.tril(-1)
+
+
+class Factored:
+    """Decays of mild chunks, from b / ln 2 ``[N, C, K]``: on a CPU 2^x takes a third of the time of e^x."""
+
+    def __init__(self, q: Tensor, k: Tensor, b: Tensor, to_left: bool):
+        self.to_left = to_left
+        half = (b[:, :1] if to_left else b[:, -1:]) * 0.5
+        self.e = torch.sub(b, half).exp2_()
+        self.half = half.exp2_()
+        self.q, self.k = q * self.e, k / self.e
+        self.q_in, self.k_out = self.q * self.half, self.k * self.half
+        self.decay = self.half.square().mT
+
+    def scores(self) -> Tensor:
+        """``A [N, C, C]``; the masked half may hold inf until it is cut off."""
+        A = torch.bmm(self.q, self.k.mT)
+        return A.triu_() if self.to_left else A.tril_()
+
+    def gradients(self, dA: Tensor, dq_in: Tensor, dk_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """dq, dk and dg without the share of the state that passes the whole chunk; ``dA`` has no diagonal."""
+        y = self.k_out.mul_(dk_out)
+        dk = torch.bmm(dA.mT, self.q)
+        dq = dq_in.mul_(self.half).baddbmm_(dA, self.k)
+        x = (self.q.mul_(dq)).addcmul_(self.k, dk, value=-1)
+        dg = sums(x, not self.to_left)
+        dg.baddbmm_(triangle(x.shape[1], self.to_left, 1, x.device).expand_as(dA), y)
+        return dq.mul_(self.e), dk.addcmul_(dk_out, self.half).div_(self.e), dg
+
+
+class Dyadic:
+    """Decays of any size, from the gates ``[N, C, K]`` in [0, 1]: at level h, halves of blocks of 2h tokens meet."""
+
+    def __init__(self, q: Tensor, k: Tensor, gates: Tensor, to_left: bool):
+        self.q, self.k, self.gates, self.to_left = q, k, gates, to_left
+        self.asks, self.answers = (0, 1) if to_left else (1, 0)
+        self.last = 0 if to_left else -1  # row of a half that the direction reaches last
+        *_, (_, _, _, arrived, coming) = self.levels()
+        self.arrived, self.coming = arrived, coming  # e^b and e^(b_C - b)
+        self.q_in, self.k_out = q * arrived, k * coming
+        self.decay = (arrived[:, :1] if to_left else arrived[:, -1:]).mT
+
+    def levels(self) -> Iterator[tuple[int, Tensor, Tensor, Tensor, Tensor]]:
+        """Per level h, then once more at the end with h = C.
+
+        Yields h; the decay from the block's middle to each asking token and from each answering token to the middle,
+        ``[N C / 2h, h, K]``; the decay from the block's edge to each token, itself included, and from each token on to
+        the other edge, ``[N, C, K]``, inside blocks of h tokens.
+        """
+        C, K = self.q.shape[1:]
+        arrived, coming = self.gates.clone(), torch.ones_like(self.gates)
+        h = 1
+        while h < C:
+            a, c = arrived.view(-1, 2, h, K), coming.view(-1, 2, h, K)
+            yield h, a[:, self.asks], c[:, self.answers], arrived, coming
+            far = a[:, self.asks, self.last, None].clone()
+            a[:, self.asks] *= a[:, self.answers, self.last, None]
+            c[:, self.answers] *= far
+            h *= 2
+        yield C, arrived, coming, arrived, coming
+
+    def block(self, A: Tensor, h: int) -> Tensor:
+        """View of the scores that level h fills: ``[N, C / 2h, h, h]``."""
+        N, C, _ = A.shape
+        return A.as_strided((N, C // (2 * h), h, h), (C * C, 2 * h * (C + 1), C, 1), h if self.to_left else h * C)
+
+    def scores(self) -> Tensor:
+        N, C, K = self.q.shape
+        A = self.q.new_zeros(N, C, C)
+        A.diagonal(dim1=1, dim2=2).copy_((self.q * self.k).sum(-1))
+        for h, to_asker, from_answerer, *_ in self.levels():
+            if h < C:
+                asking = self.q.view(-1, 2, h, K)[:, self.asks] * to_asker
+                answering = self.k.view(-1, 2, h, K)[:, self.answers] * from_answerer
+                self.block(A, h).copy_(outer(asking, answering).view(N, -1, h, h))
+        return A
+
+    def gradients(self, dA: Tensor, dq_in: Tensor, dk_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As of ``Factored``; dg adds up terms of pairs that its gate lies between, so nothing cancels."""
+        C, K = self.q.shape[1:]
+        dg = sums(self.q_in.mul_(dq_in), not self.to_left)
+        dg.baddbmm_(triangle(C, self.to_left, 1, dg.device).expand_as(dA), self.k_out.mul_(dk_out))
+        dq, dk = dq_in.mul_(self.arrived), dk_out.mul(self.coming)
+        for h, to_asker, from_answerer, *_ in self.levels():
+            if h == C:
+                break
+            asks, answers = (slice(None), self.asks), (slice(None), self.answers)
+            asking = self.q.view(-1, 2, h, K)[asks] * to_asker
+            answering = self.k.view(-1, 2, h, K)[answers] * from_answerer
+            d = self.block(dA, h).reshape(-1, h, h)
+            dasking, danswering = combine(d, answering), combine(d.mT, asking)
+            dq.view(-1, 2, h, K)[asks].addcmul_(dasking, to_asker)
+            dk.view(-1, 2, h, K)[answers].addcmul_(danswering, from_answerer)
+            x, y = asking.mul_(dasking), answering.mul_(danswering)
+            dg.view(-1, 2, h, K)[asks].add_(sums(x, not self.to_left) if h > 1 else x)
+            if h > 1:
+                dg.view(-1, 2, h, K)[answers].add_(sums(y, self.to_left, exclusive=True))
+        return dq, dk, dg
+
+
+def outer(x: Tensor, y: Tensor) -> Tensor:
+    """``x y^T`` of ``[M, h, K]``; sums of products where the matrices are too small for the library."""
+    return (x * y).sum(-1, keepdim=True) if x.shape[1] == 1 else torch.bmm(x, y.mT)
+
+
+def combine(d: Tensor, x: Tensor) -> Tensor:
+    """``d x`` of ``[M, h, h]`` and ``[M, h, K]``."""
+    return d * x if d.shape[1] == 1 else torch.bmm(d, x)
+
+
+def decays(q: Tensor, k: Tensor, g: Tensor, to_left: bool, form: str) -> Factored | Dyadic:
+    """The form that the log decays of this tile allow; ``form`` = ``dyadic`` for that one at any rate."""
+    if form != "dyadic":
+        b = sums(g, to_left, factor=LOG2_E)  # NaN where g holds -inf, and then the comparison is false
+        if bool(b[:, 0 if to_left else -1].amin() > MILDEST_TOTAL * LOG2_E):
+            return Factored(q, k, b, to_left)
+    return Dyadic(q, k, g.exp_(), to_left)
+
+
+def forward(
+    chunks: Chunks,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: Sequence[Tensor],
+    scale: float,
+    first: Tensor | None,
+    last: Tensor | None,
+    entering: Tensor,
+    o: Tensor,
+    form: str = "auto",
+) -> None:
+    """Write the sum over directions of their outputs to ``o``.
+
+    Args:
+        chunks: how the sequences are cut.
+        q: ``[B, T, H, K]``, as k; v and o are ``[B, T, H, V]``.
+        gates: log decays like q; those in time's order, then those against it.
+        scale: multiplies q.
+        first: ``[S, B, H, K, V]`` initial states of the first direction, or None; ``last`` receives its final ones.
+        entering: ``[directions, tiles, B, H, K, V]`` receives the state that enters each tile, for the backward.
+        form: ``auto`` or ``dyadic``.
+    """
+    entering[:, len(chunks.tiles) :].zero_()
+    if len(gates) > 1:
+        carry = torch.zeros_like(entering[1, 0])
+        for number, tile in reversed(list(enumerate(chunks.tiles))):
+            entering[1, number] = carry
+            if number:
+                kk, vv, g = (chunks.gather(x, tile) for x in (k, v, gates[1]))
+                w = decays(kk, kk, g, True, form)
+                _, carry = chunks.scan(w.k_out, vv, w.decay, carry, tile, True, None, None)
+    carry = torch.zeros_like(entering[0, 0])
+    for number, tile in enumerate(chunks.tiles):
+        entering[0, number] = carry
+        qq, kk, vv = (chunks.gather(x, tile) for x in (q, k, v))
+        qq.mul_(scale)
+        y = None
+        A: Tensor | None = None
+        for side, gate in enumerate(gates):
+            w = decays(qq, kk, chunks.gather(gate, tile), bool(side), form)
+            A = w.scores() if A is None else A.add_(w.scores())
+            S, left = chunks.scan(
+                w.k_out,
+                vv,
+                w.decay,
+                entering[side, number],
+                tile,
+                bool(side),
+                *((None, None) if side else (first, last)),
+            )
+            carry = carry if side else left
+            y = torch.bmm(w.q_in, S) if y is None else y.baddbmm_(w.q_in, S)
+        assert y is not None
+        assert A is not None
+        chunks.scatter(y.baddbmm_(A, vv), o, tile)
+
+
+def backward(
+    chunks: Chunks,
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: Sequence[Tensor],
+    scale: float,
+    first: Tensor | None,
+    dlast: Tensor | None,
+    entering: Tensor,
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    dgates: Sequence[Tensor],
+    dfirst: Tensor | None,
+    form: str = "auto",
+) -> None:
+    """Write the gradients of ``forward`` for ``do`` and for ``dlast``, that of the final states (None: zeros)."""
+    numbered = list(enumerate(chunks.tiles))
+    dentering = None
+    if len(gates) > 1:  # the state's gradient of the direction to the left comes from the left
+        dentering = torch.empty_like(entering[1])
+        carry = torch.zeros_like(entering[1, 0])
+        for number, tile in numbered:
+            dentering[number] = carry
+            if number < len(numbered) - 1:
+                qq, dd, g = (chunks.gather(x, tile) for x in (q, do, gates[1]))
+                w = decays(qq.mul_(scale), qq, g, True, form)
+                _, carry = chunks.scan(w.q_in, dd, w.decay, carry, tile, False, None, None)
+    carry = torch.zeros_like(entering[0, 0])
+    for number, tile in reversed(numbered):
+        qq, kk, vv, dd = (chunks.gather(x, tile) for x in (q, k, v, do))
+        qq.mul_(scale)
+        dA = torch.bmm(dd, vv.mT)
+        own = (dA.diagonal(dim1=1, dim2=2) * len(gates)).unsqueeze(-1)  # each token reads itself, without decay
+        A: Tensor | None = None
+        dqq: Tensor | None = None
+        dkk: Tensor | None = None
+        dvv: Tensor | None = None
+        for side, gate in enumerate(gates):
+            to_left = bool(side)
+            w = decays(qq, kk, chunks.gather(gate, tile), to_left, form)
+            A = w.scores() if A is None else A.add_(w.scores())
+            S, _ = chunks.scan(
+                w.k_out, vv, w.decay, entering[side, number], tile, to_left, None if side else first, None
+            )
+            arriving = carry if dentering is None or not side else dentering[number]
+            dS, left = chunks.scan(
+                w.q_in, dd, w.decay, arriving, tile, not to_left, *((None, None) if side else (dlast, dfirst))
+            )
+            carry = carry if side else left
+            dvv = torch.bmm(w.k_out, dS) if dvv is None else dvv.baddbmm_(w.k_out, dS)
+            dq_in, dk_out = torch.bmm(dd, S.mT), torch.bmm(vv, dS.mT)
+            through = S.mul_(dS).sum(-1, keepdim=True).mul_(w.decay)  # share of the state that passes the chunk
+            more_dq, more_dk, dg = w.gradients(strict(dA, to_left), dq_in, dk_out)
+            dqq = more_dq if dqq is None else dqq.add_(more_dq)
+            dkk = more_dk if dkk is None else dkk.add_(more_dk)
+            chunks.scatter(dg.add_(through.mT), dgates[side], tile)
+        assert dvv is not None
+        assert A is not None
+        assert dqq is not None
+        assert dkk is not None
+        chunks.scatter(dvv.baddbmm_(A.mT, dd), dv, tile)
+        chunks.scatter(dqq.addcmul_(own, kk).mul_(scale), dq, tile)
+        chunks.scatter(dkk.addcmul_(own, qq), dk, tile)
