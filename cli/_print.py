@@ -37,7 +37,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
     if isinstance(value, list | tuple):
-        return ", ".join(map(str, value))
+        return escape(", ".join(map(str, value)))
     return "" if value is None else escape(str(value))
 
 

@@ -57,7 +57,11 @@ def plain_settings(words: Sequence[str]) -> dict[str, Any]:
     plain, settings = split_words(words)
     if plain:
         raise InputError(f"unexpected argument {plain[0]!r}", "Sizes are written key=value, for example n_heads=8")
-    return {key: value for parsed in _parsed(settings) for key, value in parsed.items()}
+    flat = {key: value for parsed in _parsed(settings) for key, value in parsed.items()}
+    for key, value in flat.items():
+        if isinstance(value, bool):
+            raise InputError(f"{key} needs a number", f"Write {key}=8")
+    return flat
 
 
 def _parsed(settings: Sequence[str]) -> Iterator[Layer]:

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from toolkit import hub, registry
-from toolkit.config import IN_MEMORY, Layer, recipe_layers, recipe_task, signature_config, to_yaml
+from toolkit.config import IN_MEMORY, Layer, figures_owner, recipe_layers, recipe_task, signature_config, to_yaml
 from toolkit.data import cache
 from toolkit.data.cards import card as data_card
 from toolkit.data.tables import read_table
@@ -46,21 +46,27 @@ NEUTRAL = {
 def resolve(task: str, recipe: str | Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
     """The configuration of a run: defaults < recipe < file < overrides.
 
-    Without a recipe the task's default one counts, but for its data section where other data is given. The figures
-    that a recipe quotes are dropped where an override changes what is measured.
+    Without a recipe the task's default one counts, but for its data section where other data is given, and for what
+    the recipe of another model sets. The figures that a recipe quotes are dropped where anything else is measured.
     """
     cls = registry.tasks.load(task)
     layers = recipe_layers(recipe or cls.default_recipe, task)
-    plain = cls.Config.build(*layers)
+    plain = cls.Config.build(*recipe_layers(figures_owner(recipe or cls.default_recipe), task))
     overrides = cls.Config.combine({}, overrides)
-    if recipe is None and {"name", "path"} & set(overrides.get("data") or {}):
-        layers = [{key: value for key, value in layer.items() if key != "data"} for layer in layers]
+    if recipe is None:
+        if {"name", "path"} & set(overrides.get("data") or {}):
+            layers = [{key: value for key, value in layer.items() if key != "data"} for layer in layers]
+        model = (overrides.get("model") or {}).get("name", plain.layer()["model"]["name"])
+        if model != plain.layer()["model"]["name"] and model in registry.recipes:
+            layers += recipe_layers(model, task)
     wanted = cls.Config.build(*layers, overrides)
     changed = [
         key
         for key, value in wanted.layer().items()
         if key not in NEUTRAL and _but_path(value) != _but_path(plain.layer()[key])
     ]
+    if not _is_the_named_file(wanted):
+        changed.append("the file of the data set")
     if not changed:
         return wanted
     note = {"metrics": {}, "source": f"this run changes {', '.join(changed)} of the recipe"}
@@ -121,22 +127,28 @@ def train(
     accelerator = make_accelerator(config, device)
     log = (log or Log(quiet=True)).of_process(accelerator.is_main_process)
 
-    parent = Path("runs") / task / config.name
-    folder = session.folder_to_resume(resume, Path(out) if out else None, parent)
+    parent = Path("runs") / task
+    pattern = f"{config.name}/*" if recipe or settings else "*/*"
+    folder = session.folder_to_resume(resume, Path(out) if out else None, parent, pattern)
     if folder is not None:
         config = session.stored_config(cls, Run(folder), settings, config if recipe else None)
-        clean(folder)
+        log.say(f"continuing {folder}")
     else:
+        if resume:
+            log.say("no unfinished run found, starting a new one")
         stamp = gather_objects(datetime.now().strftime("%Y%m%d-%H%M%S"), accelerator)[0]
-        folder = Path(out) if out else parent / stamp
+        folder = Path(out) if out else parent / config.name / stamp
         if accelerator.is_main_process:
-            check_free(folder)
+            check_free(folder, "Choose another --out, or continue the run in it with --resume")
 
     make = partial(cls, frame=frame, download=download)
     if dry_run:
         job = session.build(make(config))
         return {**job.summary(), "device": str(accelerator.device), "seeds": config.seeds, "folder": str(folder)}
-    session.train_seeds(make, config, Run(folder), accelerator, log)
+    if accelerator.is_main_process:
+        clean(folder)
+    accelerator.wait_for_everyone()
+    session.train_seeds(make, config, Run(folder), device, log)
     return Run(folder).metrics() | {"folder": str(folder)}
 
 
@@ -294,7 +306,7 @@ def convert(family: str, file: str | Path, out: str | Path, **config: Any) -> Pa
         config: sizes that the shapes do not tell, by their official or our names.
     """
     target = Path(out)
-    check_free(target)
+    check_free(target, "Choose another folder")
     model = hub.from_official(family, file, **config)
     return hub.save(model, target, source=f"converted from {Path(file).name}")
 
@@ -305,14 +317,37 @@ def _restored(task: str, run: Any, model: Any, data: Any, overrides: Any, downlo
         raise InputError("name the trained model by one of --run and --model")
     pretrained = hub.load_pretrained(run if run is not None else model)
     found = pretrained.card.get("task")
-    if found != task or "config" not in pretrained.card:
-        raise InputError(f"{pretrained.folder} is not a trained model of the task {task!r}", f"It says {found!r}")
+    if found != task:
+        raise InputError(f"{pretrained.folder} holds a model of the task {found!r}, not {task!r}")
     cls = registry.tasks.load(task)
-    given = {"data": str(data)} if isinstance(data, str | Path) else {}
-    config = cls.Config.build(pretrained.card["config"], given, overrides or {})
+    given = cls.Config.combine(overrides or {}, {"data": str(data)} if isinstance(data, str | Path) else {})
+    fixed = sorted(
+        key for key in _keys(given) if not any(key.startswith(usable) for usable in cls.usable_after_training)
+    )
+    if fixed:
+        raise InputError(
+            f"{fixed[0]!r} is fixed by the trained model", f"Free are {', '.join(cls.usable_after_training)}"
+        )
+    config = cls.Config.build(cls.settings_of(pretrained.card), given)
     job = cls(config, None if isinstance(data, str | Path) else data, download)
     job.restore(pretrained.model, pretrained.card, pretrained.extra)
     return job
+
+
+def _keys(layer: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys of a nested layer."""
+    nested = [_keys(v, f"{prefix}{k}.") if isinstance(v, Mapping) else [prefix + k] for k, v in layer.items()]
+    return [key for keys in nested for key in keys]
+
+
+def _is_the_named_file(config: TrainConfig) -> bool:
+    """Whether a path that replaces a named set's file leads to that same file, as far as its checksum is known."""
+    section = config.layer().get("data") or {}
+    if not section.get("name") or not section.get("path") or not Path(section["path"]).is_file():
+        return True
+    card = data_card(section["name"])
+    known = card.files[card.file].sha256
+    return not known or cache.sha256(Path(section["path"])) in known
 
 
 def _but_path(section: Any) -> Any:

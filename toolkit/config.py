@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model_validator
 from typing_extensions import Self
 
 from toolkit import registry
@@ -22,13 +22,14 @@ from toolkit.errors import InputError, nearest
 
 Layer = dict[str, Any]
 
+TEXT_KEYS = ("name", "path", "data", "model", "time", "target")  # their values are never numbers, null or mappings
 IN_MEMORY = "(in memory)"  # stands for the path of data that was handed over as an object
 
 
 class Config(BaseModel):
     """Base of every configuration and section: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), coerce_numbers_to_str=True)
 
     @classmethod
     def combine(cls, base: Mapping[str, Any], top: Mapping[str, Any]) -> Layer:
@@ -42,7 +43,7 @@ class Config(BaseModel):
             value = section.from_scalar(value) if not isinstance(value, Mapping) else value
             under = merged.get(key) or {}
             under = section.from_scalar(under) if not isinstance(under, Mapping) else under
-            if "name" in value and value["name"] != under.get("name"):
+            if "name" in value and str(value["name"]).lower() != str(under.get("name")).lower():
                 under = {}  # the other keys of a section belong to its name
             merged[key] = section.combine(under, value)
         return merged
@@ -51,6 +52,16 @@ class Config(BaseModel):
     def from_scalar(cls, value: Any) -> Layer:
         """The section that one bare value stands for: ``model=NAME`` sets ``model.name``."""
         return {"name": value}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_is_a_list(cls, values: Any) -> Any:
+        """A single value for a field that holds a list stands for a list of one."""
+        if not isinstance(values, Mapping):
+            return values
+        lists = {name for name, field in cls.model_fields.items() if "list[" in str(field.annotation)}
+        single = (str, int, float)
+        return {key: [value] if key in lists and isinstance(value, single) else value for key, value in values.items()}
 
     @classmethod
     def build(cls, *layers: Mapping[str, Any]) -> Self:
@@ -75,7 +86,7 @@ class Config(BaseModel):
 class ModelConfig(Config):
     """The ``model`` section: an architecture's name, and its constructor arguments as further keys."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", coerce_numbers_to_str=True)
 
     name: str
 
@@ -150,6 +161,17 @@ def recipe_layers(name_or_path: str | Path, task: str) -> list[Layer]:
     raise InputError(f"recipe {name!r} is based on itself through {path.name}")
 
 
+def figures_owner(name_or_path: str | Path) -> str | Path:
+    """The registered recipe whose published figures a recipe repeats: the one it is named after or based on."""
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml"):
+        layer = read_yaml(path)
+        for name in (layer.get("name", path.stem), layer.get("recipe")):
+            if name in registry.recipes:
+                return str(name)
+    return name_or_path
+
+
 def recipe_task(name_or_path: str | Path) -> str:
     """The task that a recipe belongs to: where it is registered, or what the file or its base says.
 
@@ -168,11 +190,13 @@ def recipe_task(name_or_path: str | Path) -> str:
 
 
 def parse_override(text: str) -> Layer:
-    """``"optim.lr=1e-3"`` as a nested dictionary; the value is read as a YAML scalar or list."""
+    """``"optim.lr=1e-3"`` as a nested dictionary; the value is read as YAML, but names and paths stay text."""
     key, equals, value = text.partition("=")
     key = key.strip().lstrip("-").replace("-", "_")
     if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", key):
         raise InputError(f"cannot read {text!r} as a setting", "Write key=value, for example optim.lr=1e-3")
+    if key.rpartition(".")[2] in TEXT_KEYS:
+        return nested(key, value)
     try:
         parsed = yaml.safe_load(value) if value else ""
     except yaml.YAMLError:

@@ -6,7 +6,6 @@ A model directory holds ``config.json`` (architecture, constructor arguments, wh
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,10 @@ from torch import Tensor, nn
 import toolkit
 from toolkit import registry
 from toolkit.config import signature_config
+from toolkit.data.cache import is_offline
 from toolkit.engine import checkpoint
 from toolkit.engine.run import Run
-from toolkit.errors import InputError
+from toolkit.errors import DataNotFoundError, InputError
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,9 @@ def save(model: nn.Module, path: str | Path, **card: Any) -> Path:
         path: the directory, replaced as a whole.
         card: further entries of ``config.json``.
     """
+    folder = Path(path)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / checkpoint.CARD).is_file():
+        raise InputError(f"{folder} holds other files", "Choose a new folder: a model directory is replaced as a whole")
     described = registry.describe(model) | {"toolkit": toolkit.__version__} | card
     checkpoint.save(Path(path), model.state_dict(), described)
     return Path(path)
@@ -120,10 +123,14 @@ def _resolve(source: str | Path) -> Path:
     text = str(source)
     if text.startswith("hf-hub:"):
         from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-        offline = os.environ.get("TOOLKIT_OFFLINE") == "1"
-        files = ["*.json", "*.safetensors"]
-        return Path(snapshot_download(text.removeprefix("hf-hub:"), allow_patterns=files, local_files_only=offline))
+        name, files = text.removeprefix("hf-hub:"), ["*.json", "*.safetensors"]
+        try:
+            return Path(snapshot_download(name, allow_patterns=files, local_files_only=is_offline()))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise DataNotFoundError(f"cannot get {text}: {reason}") from None
     folder = Path(text)
     if (folder / "config.yaml").is_file():
         best = checkpoint.existing(folder / "checkpoints" / "best")

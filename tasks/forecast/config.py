@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from toolkit import registry
-from toolkit.config import Config, Layer, ModelConfig
+from toolkit.config import IN_MEMORY, Config, Layer, ModelConfig
 from toolkit.engine.config import TrainConfig
 from toolkit.errors import InputError, nearest
 
@@ -25,6 +25,12 @@ class DataConfig(Config):
     columns: list[str] | None = Field(None, description="variates to use; null: every numeric column")
     target: str | None = Field(None, description="the scored column of modes S and MS")
     split: str | None = Field(None, description="rule of the train/validation/test borders; null: the set's own")
+
+    @field_validator("path")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        """A run is evaluated or continued from any folder."""
+        return path.absolute() if path is not None and str(path) != IN_MEMORY else path
 
     @classmethod
     def from_scalar(cls, value: Any) -> Layer:
@@ -57,13 +63,16 @@ class ForecastConfig(TrainConfig):
     )
     coverage: float = Field(0.9, gt=0, lt=1, description="nominal coverage of the prediction intervals")
     baselines: list[str] = Field(["seasonal_naive", "dlinear"], description="models trained beside, for the table")
-    monitor: str = Field("mse", description="validation metric that picks the best checkpoint")
+    monitor: Literal["mse", "mae", "rmse"] = Field(
+        "mse", description="validation metric that picks the best checkpoint"
+    )
 
     @model_validator(mode="after")
     def _resolve(self) -> ForecastConfig:
         object.__setattr__(self, "model", self.model.resolve("forecast", SUPPLIED))
         for name in self.baselines:
             registry.models.entry(name, "forecast")
+        object.__setattr__(self, "baselines", [name for name in self.baselines if name != self.model.name])
         if self.data.name is None and self.data.path is None:
             raise InputError("no data given", "Set data=NAME or data=PATH")
         return self

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from toolkit import registry
 from toolkit.data.tables import Table
+from toolkit.engine.report import label
 from toolkit.errors import InputError, require
 from toolkit.tasks.forecast.data import future_input, inverse, read_source
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from toolkit.tasks.forecast.task import Forecast
 
 SHOWN = 4  # variates drawn
+SPARE = ("future_date", "future_row")  # for tables whose columns bear all the usual names
 
 
 @torch.inference_mode()
@@ -37,10 +39,12 @@ def predict_table(task: Forecast, source: Any) -> pd.DataFrame:
     Raises:
         InputError: too few rows, a missing column, or values that cannot be used.
     """
-    trained = task.trained
+    trained = _trained(task)
     mean, std = np.array(trained["mean"]), np.array(trained["std"])
+    table = _read(task, source)
+    check_step(table.name, table.freq, trained["freq"])
     future = future_input(
-        _read(task, source),
+        table,
         columns=trained["columns"],
         mean=mean,
         std=std,
@@ -51,29 +55,45 @@ def predict_table(task: Forecast, source: Any) -> pd.DataFrame:
     task.model.eval()
     marks = () if future.marks is None else (future.marks[:, : task.config.lookback],)
     forecast = inverse(task.model(future.x, *marks)[0], mean, std)
-    rows: dict[str, Any] = {"date" if isinstance(future.stamps, pd.DatetimeIndex) else "row": future.stamps}
+    stamped = isinstance(future.stamps, pd.DatetimeIndex)
+    time = next(
+        name
+        for name in (("date", "time", "stamp") if stamped else ("row", "number", "step")) + SPARE
+        if name not in trained["columns"]
+    )
+    rows: dict[str, Any] = {time: future.stamps}
     for number, column in enumerate(_outputs(task)):
         position = trained["columns"].index(column)
         rows[column] = forecast[:, position]
         if task.half_width is not None:
+            if clash := {f"{column}_lower", f"{column}_upper"} & set(_outputs(task)):
+                raise InputError(f"the column {clash.pop()!r} bears the name of an interval bound", "Rename it")
             half = task.half_width[:, number].double().numpy() * std[position]
             rows[f"{column}_lower"], rows[f"{column}_upper"] = rows[column] - half, rows[column] + half
     return pd.DataFrame(rows)
 
 
 def write_table(task: Forecast, prediction: pd.DataFrame, source: Any, output: Path) -> None:
-    """Write a prediction as CSV, or as Parquet by its suffix, and ``<output>.png`` with the past beside it.
+    """Write a prediction as CSV, or as Parquet by its suffix, and a plot with the past beside it.
+
+    Args:
+        output: the file, or a folder that gets ``prediction.csv``.
 
     Raises:
-        InputError: the folder does not exist.
+        InputError: the folder does not exist, or another kind of file is asked for.
     """
+    output = output / "prediction.csv" if output.is_dir() else output
     if not output.parent.is_dir():
         raise InputError(f"cannot write {output}: the folder {output.parent} does not exist")
+    if output.suffix not in (".csv", ".parquet"):
+        raise InputError(f"cannot write {output}: its form is not known", "Name a .csv or a .parquet file")
+    aside = output.with_name(f".tmp-{output.name}")
     if output.suffix == ".parquet":
         require("pyarrow", extra="parquet", purpose="Writing Parquet")
-        prediction.to_parquet(output, index=False)
+        prediction.to_parquet(aside, index=False)
     else:
-        prediction.to_csv(output, index=False)
+        prediction.to_csv(aside, index=False)
+    aside.replace(output)
     _plot(task, prediction, _read(task, source)).savefig(output.with_suffix(".png"), dpi=110, bbox_inches="tight")
 
 
@@ -82,6 +102,20 @@ def _read(task: Forecast, source: Any) -> Table:
     named = isinstance(source, str) and source in registry.datasets
     own = {} if named else {"columns": task.trained["columns"], "time": section.time, "freq": section.freq}
     return read_source(source, fill=0 if named else task.config.fill, **own)[0]
+
+
+def check_step(name: str, freq: str | None, trained: str | None) -> None:
+    """Raise if a table's step is another than the one that a model was trained on."""
+    if freq and trained and pd.tseries.frequencies.to_offset(freq) != pd.tseries.frequencies.to_offset(trained):
+        raise InputError(f"{name} has a row every {freq}, the model was trained on {trained}", "Resample the table")
+
+
+def _trained(task: Forecast) -> dict[str, Any]:
+    if not task.trained:
+        raise InputError(
+            "this model directory holds no columns and no scaling", "Predict with a model trained by toolkit"
+        )
+    return task.trained
 
 
 def _outputs(task: Forecast) -> list[str]:
@@ -103,7 +137,7 @@ def _plot(task: Forecast, prediction: pd.DataFrame, table: Table) -> Figure:
         if task.half_width is not None:
             bounds = prediction[f"{column}_lower"], prediction[f"{column}_upper"]
             axes.fill_between(time, *bounds, color="tab:blue", alpha=0.15, linewidth=0, label="interval")
-        axes.set_ylabel(column)
+        axes.set_ylabel(label(column))
     figure.axes[0].legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     figure.autofmt_xdate()
     return figure

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import zipfile
+
 import numpy as np
 from matplotlib.figure import Figure
 
-from toolkit.engine.report import Section, markdown_table
+from toolkit.engine.report import Section, label, markdown_table
 from toolkit.engine.run import Run
+from toolkit.errors import InputError
 
 SHOWN = 4  # variates drawn
 
 
 def sections(run: Run) -> list[Section]:
     """Forecasts against truth, error and coverage by step, and the gates' openness."""
-    with np.load(run.folder / "predictions.npz") as stored:
-        evidence = dict(stored)
+    path = run.folder / "predictions.npz"
+    try:
+        with np.load(path) as stored:
+            evidence = dict(stored)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is missing or damaged: {error}") from None
     parts = [_forecasts(evidence), _errors(run, evidence), _intervals(run, evidence)]
     gates = {name.removeprefix("gate:"): values for name, values in evidence.items() if name.startswith("gate:")}
     return [*parts, _gates(gates, evidence["variates"])] if gates else parts
@@ -33,7 +40,7 @@ def _forecasts(evidence: dict[str, np.ndarray]) -> Section:
         axes.plot(future, evidence["forecast"][window, :, variate], color="tab:blue", label="forecast")
         bounds = evidence["lower"][window, :, variate], evidence["upper"][window, :, variate]
         axes.fill_between(future, *bounds, color="tab:blue", alpha=0.15, linewidth=0, label="interval")
-        axes.set_ylabel(str(columns[variate]))
+        axes.set_ylabel(label(columns[variate]))
     axes.set_xlabel("step")
     figure.axes[0].legend(frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
     text = f"A window from the middle of the test span, {shown} of {len(columns)} variates, original units."
@@ -48,9 +55,9 @@ def _errors(run: Run, evidence: dict[str, np.ndarray]) -> Section:
         with np.load(path) as stored:
             curves[path.parent.name] = {name: stored[name] for name in ("mse_by_step", "mae_by_step")}
     for axes, name in zip(figure.subplots(1, 2), ("mse", "mae"), strict=True):
-        for label, values in curves.items():
+        for model, values in curves.items():
             by_step = values[f"{name}_by_step"]
-            axes.plot(np.arange(1, len(by_step) + 1), by_step, label=label)
+            axes.plot(np.arange(1, len(by_step) + 1), by_step, label=model)
         axes.set(xlabel="step", ylabel=f"{name.upper()} (standardised)", ylim=(0, None))
     figure.axes[0].legend(frameon=False)
     return Section("Error by horizon step", "", {"error_by_step": figure})
@@ -78,7 +85,7 @@ def _gates(gates: dict[str, np.ndarray], variates: np.ndarray) -> Section:
         axes.bar(np.arange(len(values)) + number * width, values, width, label=name)
     axes.set(ylabel="mean openness", ylim=(0, 1), xlabel="variate")
     if len(variates) <= 30:
-        axes.set_xticks(np.arange(len(variates)) + 0.4 - width / 2, [str(name) for name in variates], rotation=30)
+        axes.set_xticks(np.arange(len(variates)) + 0.4 - width / 2, [label(name) for name in variates], rotation=30)
     axes.legend(frameon=False)
     text = "Mean of each gate over channels and test windows; 1 passes the first stream, 0 the second.\n\n"
     return Section("Gate openness", text + markdown_table(rows[:60]), {"gates": figure})

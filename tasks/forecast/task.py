@@ -19,18 +19,18 @@ from torch import Tensor, nn
 
 import toolkit
 from toolkit import registry
-from toolkit.config import IN_MEMORY, recipe_layers
+from toolkit.config import IN_MEMORY, Layer, recipe_layers
 from toolkit.data.loaders import epoch_batches, eval_batches
 from toolkit.engine.loop import evaluate, evaluation_sums
 from toolkit.engine.optim import build_optimizer
 from toolkit.engine.run import Run
 from toolkit.errors import InputError
-from toolkit.tasks.forecast.config import ForecastConfig
+from toolkit.tasks.forecast.config import SUPPLIED, ForecastConfig
 from toolkit.tasks.forecast.data import ForecastData, load_data
 from toolkit.tasks.forecast.gates import watching
 from toolkit.tasks.forecast.intervals import calibrate
 from toolkit.tasks.forecast.metrics import error_sums, summarise
-from toolkit.tasks.forecast.predict import predict_table, write_table
+from toolkit.tasks.forecast.predict import check_step, predict_table, write_table
 from toolkit.tasks.forecast.report import sections
 
 TASK = "Forecast"
@@ -51,7 +51,10 @@ class Forecast:
 
     Config = ForecastConfig
     default_recipe = "gateformer_beijing_pm25"
-    headline = ("mse", "mae")
+    usable_after_training = (  # keys that `evaluate` and `predict` take
+        *("data.name", "data.path", "data.time", "data.freq", "data.split", "fill", "protocol"),
+        *("batch_size", "eval_batch_size", "threads"),
+    )
 
     def __init__(self, config: ForecastConfig, frame: Any = None, download: bool = False):
         self.config = config
@@ -60,6 +63,16 @@ class Forecast:
         self.trained: dict[str, Any] = {}  # columns and scaling of a restored model
         self.half_width: Tensor | None = None  # (H, D) standardised, of the prediction intervals
         self._openness: dict[str, Tensor] = {}
+        self._legacy_batch = config.batch_size  # what the legacy protocol cuts the test span to multiples of
+
+    @staticmethod
+    def settings_of(card: Mapping[str, Any]) -> Layer:
+        """Settings that a model directory implies: those of its training, or for a converted one its sizes."""
+        if "config" in card:
+            return dict(card["config"])
+        arguments = dict(card["arguments"])
+        sizes = {name: arguments.pop(name) for name in SUPPLIED if name in arguments}
+        return {"model": {"name": card["architecture"], **arguments}, **sizes}
 
     def build(self) -> None:
         """Read the data, if that is not done, and make the model with fresh weights.
@@ -75,7 +88,7 @@ class Forecast:
 
     def restore(self, model: nn.Module, card: Mapping[str, Any], extra: Mapping[str, Tensor]) -> None:
         """Use a trained model. Its own columns and scaling stay, whatever data it meets."""
-        self.model, self.trained, self.half_width = model, card["data"], extra.get("half_width")
+        self.model, self.trained, self.half_width = model, card.get("data", {}), extra.get("half_width")
 
     @cached_property
     def data(self) -> ForecastData:
@@ -111,7 +124,9 @@ class Forecast:
         """The same task on the same data with the recipe of a baseline."""
         shared = {key: value for key, value in self.config.layer().items() if key in SHARED_WITH_BASELINES}
         config = ForecastConfig.build(*recipe_layers(name, "forecast"), shared, {"name": name, "baselines": []})
-        return Forecast(config, self._frame, self._download)
+        baseline = Forecast(config, self._frame, self._download)
+        baseline._legacy_batch = self._legacy_batch
+        return baseline
 
     def summary(self) -> dict[str, Any]:
         """What ``--dry-run`` shows and ``metrics.json`` keeps beside the numbers."""
@@ -154,7 +169,7 @@ class Forecast:
     def eval_batches(self, split: str, rank: int, world: int) -> Iterator[Batch]:
         count, size = self.data.num_windows(split), self.config.eval_batch_size
         if self.config.protocol == "legacy" and split == "test":
-            count -= count % self.config.batch_size
+            count -= count % self._legacy_batch
         for indices in eval_batches(count, size, rank=rank, world=world):
             yield self.data.batch(split, indices)
 
@@ -268,6 +283,7 @@ def _in_scaling(data: ForecastData, trained: Mapping[str, Any]) -> ForecastData:
     """The same rows, standardised as a trained model expects them."""
     if list(data.columns) != trained["columns"]:
         raise InputError(f"the model was trained on {trained['columns']}, {data.name} has {list(data.columns)}")
+    check_step(data.name, data.freq, trained["freq"])
     mean, std = np.array(trained["mean"]), np.array(trained["std"])
     slope, shift = torch.from_numpy(data.std / std), torch.from_numpy((data.mean - mean) / std)
     return replace(data, values=(data.values.double() * slope + shift).float(), mean=mean, std=std)

@@ -55,9 +55,13 @@ def write_folder(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Write a file aside and rename it, so that a reader never sees half of it."""
     aside = path.with_name(f".tmp-{path.name}")
-    aside.write_text(text, encoding="utf-8")
-    _sync(aside)
-    aside.replace(path)
+    try:
+        aside.write_text(text, encoding="utf-8")
+        _sync(aside)
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def existing(path: Path) -> Path | None:
@@ -83,12 +87,13 @@ def save(
         extra: further tensors of the task.
         state: training state, nested containers of tensors and plain values only.
     """
+    weights, others = _own_memory(model), _own_memory(extra or {})
     try:
         with write_folder(path) as folder:
-            save_file(_own_memory(model), folder / MODEL)
+            save_file(weights, folder / MODEL)
             (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-            if extra:
-                save_file(_own_memory(extra), folder / EXTRA)
+            if others:
+                save_file(others, folder / EXTRA)
             if state is not None:
                 torch.save(state, folder / STATE)
     except (safetensors.SafetensorError, RuntimeError) as error:  # the libraries' words for a failed write

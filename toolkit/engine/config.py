@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from toolkit.config import Config
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes
 
 
 class OptimConfig(Config):
@@ -30,7 +32,7 @@ class PublishedConfig(Config):
 class TrainConfig(Config):
     """Base of a task's configuration: what the engine reads."""
 
-    name: str = Field("custom", description="what the run is called, by default its recipe")
+    name: str = Field("custom", pattern=r"^[\w.-]+$", description="what the run is called, by default its recipe")
     optim: OptimConfig = OptimConfig()
     batch_size: PositiveInt = Field(32, description="samples per update, over all devices and accumulation steps")
     eval_batch_size: PositiveInt = Field(32, description="samples per evaluation step; no metric depends on it")
@@ -41,9 +43,16 @@ class TrainConfig(Config):
     direction: Literal["min", "max"] = Field("min", description="whether a smaller or a larger value is better")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="fp32, or autocast to bf16 or fp16")
     threads: PositiveInt | None = Field(None, description="CPU threads; null: one for small steps, else all")
-    seeds: list[NonNegativeInt] = Field([0], min_length=1, description="one run each; several give mean ± std")
+    seeds: list[Seed] = Field([0], min_length=1, description="one run each; several give mean ± std")
     max_steps: PositiveInt | None = Field(None, description="stop after this many updates")
     log_every: PositiveInt = Field(50, description="updates per line of metrics.jsonl")
     checkpoint_minutes: float = Field(5.0, ge=0, description="longest time between checkpoints inside an epoch")
     published: PublishedConfig = PublishedConfig()
     reference: PublishedConfig = PublishedConfig()
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("a seed stands there twice")
+        return seeds

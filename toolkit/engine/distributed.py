@@ -27,7 +27,8 @@ def make_accelerator(config: TrainConfig, device: str = "auto") -> Accelerator:
     if device != "auto" and not available.get(device, False):
         usable = ", ".join(name for name, there in available.items() if there)
         raise InputError(f"device {device!r} is not available", f"Available: {usable}")
-    AcceleratorState._reset_state()  # one process may train several configurations, one after another
+    alone = not torch.distributed.is_initialized()
+    AcceleratorState._reset_state(alone)  # one process may train several configurations, one after another
     GradientState._reset_state()
     return Accelerator(
         cpu=device == "cpu" or (device == "auto" and not available["cuda"] and not available["mps"]),

@@ -131,7 +131,7 @@ def fit(task: Task, run: Run, accelerator: Accelerator, log: Log) -> Progress:
         while not trainer.progress.done:
             trainer.train_epoch(interrupts)
             trainer.validate()
-            if interrupts.wanted:
+            if trainer.agree(interrupts.wanted, save=False, at_log=True)[0]:
                 raise KeyboardInterrupt
     trainer.close()
     return trainer.progress
@@ -155,6 +155,8 @@ class Trainer:
         if folder := checkpoint.existing(run.last):
             self.restore(folder)
             log.say(f"continuing after step {self.progress.step}, in epoch {self.progress.epoch + 1}")
+        elif accelerator.is_main_process:
+            run.cut_log(0)  # of a run that died before its first checkpoint
         self.saved = time.monotonic()
         self.board: SummaryWriter | None = None
         if accelerator.is_main_process:

@@ -66,7 +66,8 @@ def results(run: Run) -> list[dict[str, Any]]:
             baselines.setdefault(path.parent.name, []).append(Run(path.parent).metrics())
     for singles in baselines.values():
         baseline = _over_seeds(singles) if len(singles) > 1 else singles[0]
-        rows.append({"model": baseline["model"], "what": _measured(baseline), **baseline["metrics"]["test"]})
+        what = _measured(baseline).replace("this run", "baseline")
+        rows.append({"model": baseline["model"], "what": what, **baseline["metrics"]["test"]})
     for kind in ("published", "reference"):
         quoted = main[kind]
         if quoted["metrics"]:
@@ -104,7 +105,7 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as a Markdown table; a column for every key, in order of appearance."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(show(row.get(column)) for column in columns) + " |" for row in rows]
+    lines += ["| " + " | ".join(show(row.get(column)).replace("|", r"\|") for column in columns) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
@@ -117,6 +118,11 @@ def show(value: Any) -> str:
             return show(value["values"][0])
         return f"{value['mean']:.4f} ± {value['std']:.4f}"
     return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def label(text: Any) -> str:
+    """Text for a plot, in which a dollar is a dollar and no formula."""
+    return str(text).replace("$", r"\$")
 
 
 def learning_curves(run: Run) -> Section:

@@ -24,7 +24,7 @@ from typing import Any
 
 import toolkit
 from toolkit.config import Config, read_yaml, to_yaml
-from toolkit.engine.checkpoint import existing, write_folder, write_text
+from toolkit.engine.checkpoint import existing, write_text
 from toolkit.errors import InputError
 
 PACKAGES = ("torch", "numpy", "pandas", "accelerate", "timm", "triton", "safetensors")
@@ -44,10 +44,20 @@ class Run:
             InputError: the folder is not empty, or cannot be written.
         """
         check_free(folder)
-        with write_folder(folder) as aside:
-            (aside / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-            (aside / "command.txt").write_text(shlex.join(sys.argv) + "\n", encoding="utf-8")
-            (aside / "environment.json").write_text(json.dumps(environment(device), indent=1) + "\n")
+        folder.mkdir(parents=True, exist_ok=True)
+        program = "toolkit" if Path(sys.argv[0]).name == "__main__.py" else sys.argv[0]
+        files = {
+            "command.txt": shlex.join([program, *sys.argv[1:]]) + "\n",
+            "environment.json": json.dumps(environment(device), indent=1) + "\n",
+            "config.yaml": to_yaml(config),  # the last one: it makes the folder a run
+        }
+        try:
+            for name, text in files.items():
+                write_text(folder / name, text)
+        except OSError:
+            for name in files:
+                (folder / name).unlink(missing_ok=True)
+            raise
         return cls(folder)
 
     @property
@@ -96,7 +106,7 @@ class Run:
 
     def history(self) -> list[dict[str, Any]]:
         path = self.folder / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [_parse(path, line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def finish(self, metrics: Mapping[str, Any]) -> None:
         write_text(self.folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
@@ -109,26 +119,37 @@ class Run:
         """
         if not self.finished:
             raise InputError(f"{self.folder} is not finished: it has no metrics.json", "Continue it with --resume")
-        return json.loads((self.folder / "metrics.json").read_text())
+        return _parse(self.folder / "metrics.json", (self.folder / "metrics.json").read_text())
 
 
-def check_free(folder: Path) -> None:
+def _parse(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is damaged: {error}") from None
+
+
+def check_free(folder: Path, hint: str = "Choose another --out") -> None:
     """Refuse an output folder that holds something, or that cannot be made; leaves nothing behind.
+
+    Args:
+        hint: what to do instead.
 
     Raises:
         InputError: naming the folder.
     """
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file, not a folder", "Choose another --out")
+        raise InputError(f"{folder} is a file, not a folder", hint)
     if folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"{folder} is not empty", "Choose another --out, or continue the run in it with --resume")
-    parent = next(parent for parent in folder.resolve().parents if parent.exists())
+        raise InputError(f"{folder} is not empty", hint)
+    folder = folder.resolve()
+    parent = next(parent for parent in (folder, *folder.parents) if parent.exists())
     probe = parent / f".tmp-{folder.name}-probe"
     try:
         probe.mkdir()
         probe.rmdir()
     except OSError as error:
-        raise InputError(f"cannot write to {parent}: {error.strerror}", "Choose another --out") from None
+        raise InputError(f"cannot write to {parent}: {error.strerror}", hint) from None
 
 
 def clean(folder: Path) -> None:
@@ -140,9 +161,10 @@ def clean(folder: Path) -> None:
         shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
 
 
-def newest_unfinished(parent: Path) -> Path | None:
-    """The newest run below ``runs/<task>/<name>`` without its final ``metrics.json``."""
-    runs = sorted(path.parent for path in parent.glob("*/config.yaml")) if parent.is_dir() else []
+def newest_unfinished(parent: Path, pattern: str = "*") -> Path | None:
+    """The newest run without its final ``metrics.json`` among the folders that match; their names are times."""
+    found = (path.parent for path in parent.glob(f"{pattern}/config.yaml")) if parent.is_dir() else ()
+    runs = sorted(found, key=lambda folder: folder.name)
     return next((run for run in reversed(runs) if not Run(run).finished), None)
 
 

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from toolkit.config import Layer
 from toolkit.engine import loop, report
 from toolkit.engine.config import TrainConfig
+from toolkit.engine.distributed import make_accelerator
 from toolkit.engine.log import Log
 from toolkit.engine.run import Run, newest_unfinished
 from toolkit.engine.threads import cpu_threads
@@ -20,58 +21,74 @@ from toolkit.errors import InputError
 MakeJob = Callable[[Any], Any]  # a configuration to a task
 
 
-def train_seeds(make: MakeJob, config: TrainConfig, run: Run, accelerator: Accelerator, log: Log) -> None:
+def train_seeds(make: MakeJob, config: TrainConfig, run: Run, device: str, log: Log) -> None:
     """Train one seed in the run's folder, or several in ``s<seed>/`` below it with a summary above them.
 
     Bad input is found before anything is written: the first seed's data and model are made first.
     """
+    accelerator = make_accelerator(config, device)
     job = build(make(config.model_copy(update={"seeds": config.seeds[:1]})))
     log.say(f"device: {accelerator.device}; folder: {run.folder}")
     try:
-        _train_all(job, make, config, run, accelerator, log)
-    except (Exception, KeyboardInterrupt):
-        log.say(f"stopped; go on with --resume {run.folder}")
+        if len(config.seeds) == 1:
+            _train_one(job, run, device, log)
+        else:
+            _train_several(make, config, run, device, log)
+    except (Exception, KeyboardInterrupt) as error:
+        if not isinstance(error, InputError):
+            log.say(f"stopped; go on with --resume {run.folder}")
         raise
 
 
-def _train_all(job: Any, make: MakeJob, config: TrainConfig, run: Run, accelerator: Accelerator, log: Log) -> None:
-    if len(config.seeds) == 1:
-        _train_one(job, run, accelerator, log)
-        return
-    _create(config, run, accelerator)
+def _train_several(make: MakeJob, config: TrainConfig, run: Run, device: str, log: Log) -> None:
+    _create(config, run, make_accelerator(config, device))
     for seed in config.seeds:
         log.say(f"seed {seed}")
         job = make(config.model_copy(update={"seeds": [seed]}))
-        _train_one(job, Run(run.folder / f"s{seed}"), accelerator, log)
+        _train_one(job, Run(run.folder / f"s{seed}"), device, log)
+    accelerator = make_accelerator(config, device)
     if accelerator.is_main_process:
         report.summarise_seeds(run)
         report.write(run)
     accelerator.wait_for_everyone()
 
 
-def _train_one(job: Any, run: Run, accelerator: Accelerator, log: Log) -> None:
+def _train_one(job: Any, run: Run, device: str, log: Log) -> None:
     """One run in one folder: baselines, the model, its test figures, the report."""
-    if run.finished:
-        return
-    _create(job.config, run, accelerator)
-    for name in getattr(job.config, "baselines", ()):
-        _train_one(job.baseline(name), Run(run.folder / "baselines" / name), accelerator, log)
+    if not run.finished:
+        _create(job.config, run, make_accelerator(job.config, device))
+        for name in getattr(job.config, "baselines", ()):
+            log.say(f"baseline {name}")
+            _train_one(job.baseline(name), Run(run.folder / "baselines" / name), device, log)
+    accelerator = make_accelerator(job.config, device)  # its precision and accumulation are the job's own
     log.to_file(run.folder / "log.txt")
-    started = time.perf_counter()
     try:
-        build(job)
-        summary = job.summary()
-        windows = ", ".join(f"{name} {count:,}" for name, count in summary["windows"].items())
-        log.say(f"{summary['model']} on {summary['data']}: {summary['parameters']:,} parameters; windows: {windows}")
-        with cpu_threads(job):
-            progress = loop.fit(job, run, accelerator, log)
-            measured = job.conclude(run, accelerator)
+        if not run.finished:
+            metrics = _measured(job, run, accelerator, log)
+            if accelerator.is_main_process:
+                loop.save_model(job, run)
+                run.finish(metrics)
+        if accelerator.is_main_process and not (run.folder / "report.md").exists():
+            write_report(type(job), run)
     except (Exception, KeyboardInterrupt) as error:
         log.record_exception(error)
         raise
     finally:
         log.to_file(None)
-    metrics = {
+    accelerator.wait_for_everyone()
+
+
+def _measured(job: Any, run: Run, accelerator: Accelerator, log: Log) -> dict[str, Any]:
+    """Train the job's model; the content of ``metrics.json``."""
+    started = time.perf_counter()
+    build(job)
+    summary = job.summary()
+    windows = ", ".join(f"{name} {count:,}" for name, count in summary["windows"].items())
+    log.say(f"{summary['model']} on {summary['data']}: {summary['parameters']:,} parameters; windows: {windows}")
+    with cpu_threads(job, accelerator.device):
+        progress = loop.fit(job, run, accelerator, log)
+        measured = job.conclude(run, accelerator)
+    return {
         **summary,
         "seed": job.config.seeds[0],
         "steps": progress.step,
@@ -81,11 +98,6 @@ def _train_one(job: Any, run: Run, accelerator: Accelerator, log: Log) -> None:
         "published": job.config.published.model_dump(),
         "reference": job.config.reference.model_dump(),
     }
-    if accelerator.is_main_process:
-        loop.save_model(job, run)
-        run.finish(metrics)
-        write_report(type(job), run)
-    accelerator.wait_for_everyone()
 
 
 def build(job: Any) -> Any:
@@ -107,8 +119,12 @@ def write_report(task: Any, run: Run) -> Path:
     return report.write(run, () if run.members() else task.report_sections(run))
 
 
-def folder_to_resume(resume: str | Path | bool, out: Path | None, parent: Path) -> Path | None:
-    """The run folder to continue, or None for a new run."""
+def folder_to_resume(resume: str | Path | bool, out: Path | None, parent: Path, pattern: str) -> Path | None:
+    """The run folder to continue, or None for a new run.
+
+    Args:
+        pattern: the runs below ``parent`` among which ``resume=True`` takes the newest unfinished one.
+    """
     if not resume:
         return None
     if not isinstance(resume, bool):
@@ -117,7 +133,7 @@ def folder_to_resume(resume: str | Path | bool, out: Path | None, parent: Path) 
         return Path(resume)
     if out is not None:
         return out if (out / "config.yaml").is_file() else None
-    return newest_unfinished(parent)
+    return newest_unfinished(parent, pattern)
 
 
 def stored_config(cls: Any, run: Run, settings: Layer, wanted: TrainConfig | None) -> Any:

@@ -14,14 +14,15 @@ SMALL_STEP = 400_000_000  # floating-point operations of a forward pass; below, 
 
 
 @contextmanager
-def cpu_threads(task: Task) -> Iterator[None]:
-    """Inside, torch uses ``config.threads`` threads, or one if a step of the task is small.
+def cpu_threads(task: Task, device: torch.device) -> Iterator[None]:
+    """Inside, a training on the CPU uses ``config.threads`` threads, or one if a step of the task is small.
 
     The rule counts operations and measures no time: the number of threads changes the last digits of a sum, and a run
     must be repeatable.
     """
     before = torch.get_num_threads()
-    wanted = task.config.threads or (1 if forward_flops(task) < SMALL_STEP else before)
+    small = device.type == "cpu" and task.config.threads is None and forward_flops(task) < SMALL_STEP
+    wanted = task.config.threads or (1 if small else before)
     torch.set_num_threads(wanted)
     try:
         yield
