@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from toolkit import registry
 from toolkit.data.tables import Table
@@ -53,8 +54,7 @@ def predict_table(task: Forecast, source: Any) -> pd.DataFrame:
         marks=getattr(task.model, "uses_marks", False),
     )
     task.model.eval()
-    marks = () if future.marks is None else (future.marks[:, : task.config.lookback],)
-    forecast = inverse(task.model(future.x, *marks)[0], mean, std)
+    forecast = inverse(task.model(*model_inputs(future.x, future.marks))[0], mean, std)
     stamped = isinstance(future.stamps, pd.DatetimeIndex)
     time = next(
         name
@@ -102,6 +102,11 @@ def _read(task: Forecast, source: Any) -> Table:
     named = isinstance(source, str) and source in registry.datasets
     own = {} if named else {"columns": task.trained["columns"], "time": section.time, "freq": section.freq}
     return read_source(source, fill=0 if named else task.config.fill, **own)[0]
+
+
+def model_inputs(x: Tensor, marks: Tensor | None) -> tuple[Tensor, ...]:
+    """Arguments of a model: the look-back (B, L, D), and its part of the marks (B, L + H, F) if it uses them."""
+    return (x,) if marks is None else (x, marks[:, : x.shape[1]])
 
 
 def check_step(name: str, freq: str | None, trained: str | None) -> None:

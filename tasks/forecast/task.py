@@ -30,7 +30,7 @@ from toolkit.tasks.forecast.data import ForecastData, load_data
 from toolkit.tasks.forecast.gates import watching
 from toolkit.tasks.forecast.intervals import calibrate
 from toolkit.tasks.forecast.metrics import error_sums, summarise
-from toolkit.tasks.forecast.predict import check_step, predict_table, write_table
+from toolkit.tasks.forecast.predict import check_step, model_inputs, predict_table, write_table
 from toolkit.tasks.forecast.report import sections
 
 TASK = "Forecast"
@@ -176,8 +176,7 @@ class Forecast:
     def forecast(self, x: Tensor, marks: Tensor | None) -> Tensor:
         """(B, L, D) standardised rows to the (B, H, D) that are scored (D = 1 with a single target)."""
         device = next((parameter.device for parameter in self.model.parameters()), x.device)
-        inputs = [x.to(device)] if marks is None else [x.to(device), marks[:, : x.shape[1]].to(device)]
-        return self.scored(self.model(*inputs))
+        return self.scored(self.model(*(part.to(device) for part in model_inputs(x, marks))))
 
     def scored(self, rows: Tensor) -> Tensor:
         """The columns of (B, T, D) that are scored."""
@@ -276,7 +275,7 @@ class Forecast:
     def example_inputs(self) -> tuple[Tensor, ...]:
         """One batch as the model takes it, for export and tests."""
         x, _, marks = self.data.batch("test", torch.tensor([0]))
-        return (x,) if marks is None else (x, marks)
+        return model_inputs(x, marks)
 
 
 def _in_scaling(data: ForecastData, trained: Mapping[str, Any]) -> ForecastData:

@@ -378,3 +378,119 @@ def test_a_full_disk_is_one_line(trained, tmp_path):
     assert done.stderr.count("\n") == 1, done.stderr
     assert "cannot write" in done.stderr
     assert not list((tmp_path / "run").rglob("checkpoints/*"))
+
+
+def test_baselines_do_not_depend_on_the_models_accumulation(trained, tmp_path):
+    words = {"model": {"name": "gateformer", "dim": 8, "mlp_dim": 8, "num_heads": 2, "depth": 1}, "max_steps": 10}
+    words |= {"lookback": 24, "horizon": 6, "baselines": ["dlinear"]}
+    found = []
+    for pieces in (1, 2):
+        out = tmp_path / str(pieces)
+        toolkit.train("forecast", data=trained / "own.csv", overrides={**words, "accumulate": pieces}, out=out)
+        found.append(Run(out / "baselines" / "dlinear").metrics()["metrics"])
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "mentioned"),
+    [
+        (("evaluate", "forecast", "horizon=6"), "'horizon' is fixed by the trained model"),
+        (("evaluate", "forecast", "model.depth=3"), "'model.depth' is fixed"),
+        (("evaluate", "forecast", "data.columns=[wind]"), "'data.columns' is fixed"),
+        (("predict", "forecast", "OWN", "lookback=20"), "'lookback' is fixed"),
+        (("predict", "forecast", "OWN", "-o", "out.png"), "Name a .csv or a .parquet file"),
+        (("predict", "forecast", "MONTHLY"), "a row every MS, the model was trained on h"),
+    ],
+)
+def test_what_a_trained_model_refuses(trained, run, tmp_path, words, mentioned):
+    frame = pd.read_csv(trained / "own.csv")
+    frame["when"] = pd.date_range("1950-01-01", periods=len(frame), freq="MS")
+    frame.to_csv(tmp_path / "monthly.csv", index=False)
+    paths = {"OWN": trained / "own.csv", "MONTHLY": tmp_path / "monthly.csv", "out.png": tmp_path / "out.png"}
+    code, _, err = run(*(paths.get(word, word) for word in words), "--run", trained / "run")
+    assert (code, err.count("\n")) == (2, 1), err
+    assert mentioned in err
+
+
+def test_predict_into_a_folder_and_beside_awkward_names(make_csv, run, tmp_path):
+    path = make_csv(change=lambda frame: frame.set_axis(["ts", "date", "$a_{$", "b|c"], axis=1))
+    words = (
+        "--data",
+        path,
+        "data.time=ts",
+        "model=dlinear",
+        "lookback=24",
+        "horizon=6",
+        "baselines=[]",
+        "--max-steps",
+        1,
+    )
+    assert run("train", "forecast", *words, "--out", tmp_path / "run")[0] == 0
+    code, _, err = run("predict", "forecast", "--run", tmp_path / "run", path, "-o", tmp_path)
+    assert code == 0, err
+    columns = pd.read_csv(tmp_path / "prediction.csv").columns
+    assert list(columns[:3]) == ["time", "date", "date_lower"]
+
+
+def test_a_converted_model_is_evaluated_with_the_scaling_of_the_data(run, tmp_path, make_csv):
+    model = toolkit.create_model("dlinear", lookback=24, horizon=6)
+    toolkit.save(model, tmp_path / "model")
+    code, out, err = run("evaluate", "forecast", "--model", tmp_path / "model", "--data", make_csv(), "--json")
+    assert code == 0, err
+    assert json.loads(out)["metrics"]["windows"] == 115
+    code, _, err = run("predict", "forecast", "--model", tmp_path / "model", make_csv())
+    assert (code, err.count("\n")) == (2, 1)
+
+
+def test_figures_stand_only_beside_what_they_describe(tmp_path, make_csv):
+    from toolkit.api import resolve
+
+    def figures(recipe, overrides=None):
+        return resolve("forecast", recipe, overrides or {}).layer()["reference"]["metrics"]
+
+    assert figures("gateformer_etth1_96", {"seeds": [1, 2], "log_every": 1})
+    assert not figures("gateformer_etth1_96", {"horizon": 48})
+    assert not figures("gateformer_etth1_96", {"data": {"path": str(make_csv())}}), "another file"
+    based = tmp_path / "based.yaml"
+    based.write_text("recipe: gateformer_etth1_96\nmodel: {dim: 8}\n")
+    assert not figures(based)
+    based.write_text("recipe: gateformer_etth1_96\nseeds: [7]\n")
+    assert figures(based)
+
+
+def test_another_model_brings_its_own_recipe():
+    from toolkit.api import resolve
+
+    config = resolve("forecast", None, {"model": "dlinear"}).layer()
+    assert (config["optim"]["lr"], config["batch_size"], config["baselines"]) == (1e-4, 32, ["seasonal_naive"])
+    assert config["data"]["name"] == "beijing_pm25"
+    same = resolve("forecast", "gateformer_etth1_96", {"model": {"name": "Gateformer"}}).layer()
+    assert same["model"]["dim"] == 64
+
+
+def test_names_stay_text_and_one_is_a_list(real_data, monkeypatch, run):
+    monkeypatch.setenv("TOOLKIT_DATA", str(real_data))
+    words = ("train", "forecast", "--data", "exchange", "--dry-run", "--json")
+    assert json.loads(run(*words, "data.columns=[0,1]", "data.target=0")[1])["variates"] == 2
+    assert json.loads(run(*words, "data.columns=OT", "baselines=dlinear")[1])["variates"] == 1
+
+
+def test_an_unfinished_run_is_found_without_repeating_its_words(make_csv, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ("--data", make_csv(), "model=dlinear", "lookback=24", "horizon=6", "baselines=[]", "--max-steps", 2)
+    assert run("train", "forecast", *words)[0] == 0
+    folder = next((tmp_path / "runs" / "forecast" / "custom").iterdir())
+    (folder / "metrics.json").unlink()
+    code, _, err = run("train", "forecast", "--resume")
+    assert code == 0
+    assert "continuing runs/forecast/custom" in err
+    assert (folder / "metrics.json").exists()
+
+
+def test_example_inputs_fit_the_model(trained):
+    from toolkit.tasks.forecast.task import Forecast
+
+    task = Forecast(Forecast.Config.build({"model": "itransformer", "horizon": 24, "baselines": []}))
+    task.build()
+    with torch.no_grad():
+        assert task.model(*task.example_inputs()).shape == (1, 24, 7)

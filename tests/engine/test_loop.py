@@ -150,3 +150,14 @@ def test_unavailable_device():
         pytest.skip("there is a GPU")
     with pytest.raises(InputError, match="device 'cuda' is not available. Available: cpu"):
         make_accelerator(settings(), "cuda")
+
+
+def test_a_run_that_died_before_its_first_checkpoint_starts_its_log_anew(tmp_path):
+    config = settings(checkpoint_minutes=60)
+    _, expected = train(tmp_path / "whole", config)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", config, fail_at=4)
+    with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # killed in the middle of a line
+    _, history = train(tmp_path / "cut", config)
+    assert history == expected
