@@ -187,7 +187,7 @@ class ParquetSource:
 
         open_binary(path).close()
         try:
-            self._file = pyarrow.parquet.ParquetFile(path)
+            self._file = pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16)
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError(f"{path} is not a Parquet file: {str(error).splitlines()[0]}") from error
         self.name = path.name
@@ -205,7 +205,9 @@ class ParquetSource:
 
     def blocks(self, columns: Sequence[int], time: int | None) -> Iterator[pd.DataFrame]:
         wanted = [*columns, *([] if time is None else [time])]
-        for batch in self._file.iter_batches(_block_rows(len(wanted)), columns=[self._names[i] for i in wanted]):
+        for batch in self._file.iter_batches(
+            _block_rows(len(wanted)), columns=[self._names[i] for i in wanted], use_threads=False
+        ):
             yield pd.DataFrame({i: batch.column(self._names[i]).to_pandas() for i in wanted})
 
 
