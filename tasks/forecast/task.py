@@ -70,9 +70,9 @@ class Forecast:
         """Settings that a model directory implies: those of its training, or for a converted one its sizes."""
         if "config" in card:
             return dict(card["config"])
-        arguments = dict(card["arguments"])
-        sizes = {name: arguments.pop(name) for name in SUPPLIED if name in arguments}
-        return {"model": {"name": card["architecture"], **arguments}, **sizes}
+        own = {name: value for name, value in card["arguments"].items() if name not in SUPPLIED}
+        sizes = {name: card["arguments"][name] for name in ("lookback", "horizon")}
+        return {"model": {"name": card["architecture"], **own}, **sizes}
 
     def build(self) -> None:
         """Read the data, if that is not done, and make the model with fresh weights.
