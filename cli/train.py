@@ -25,6 +25,7 @@ def train(
     max_steps: Annotated[int | None, typer.Option(help="Stop after this many updates.", min=1)] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch a named data set if it is missing.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="The settings, and every logged figure.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Results as JSON on standard output.")] = False,
 ) -> None:
     """Train a model, measure it beside simple baselines, and write a report.
@@ -54,7 +55,7 @@ def train(
         dry_run=dry_run,
         max_steps=max_steps,
         download=download,
-        log=Log(quiet),
+        log=Log(quiet, verbose),
     )
     if as_json:
         emit_json(done)

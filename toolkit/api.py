@@ -145,6 +145,7 @@ def train(
     if dry_run:
         job = session.build(make(config))
         return {**job.summary(), "device": str(accelerator.device), "seeds": config.seeds, "folder": str(folder)}
+    log.detail(to_yaml(config))
     if accelerator.is_main_process:
         clean(folder)
     accelerator.wait_for_everyone()

@@ -253,8 +253,9 @@ def test_bad_tables_are_one_line_and_write_nothing(name, run, make_csv, tmp_path
 def test_fill_mends_short_gaps(run, make_csv, tmp_path):
     path = make_csv(change=edit(load0=(300, None)))
     words = ("--data", path, "--fill", 2, "--out", tmp_path / "run", "--max-steps", 1, "baselines=[]", *SMALL)
-    code, _, err = run("train", "forecast", *words)
+    code, _, err = run("train", "forecast", *words, "--verbose")
     assert code == 0, err
+    assert "fill: 2" in err, "the settings are shown"
 
 
 BAD_WORDS = {

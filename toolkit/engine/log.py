@@ -24,10 +24,12 @@ class Log:
 
     Args:
         quiet: say nothing on the terminal (errors are the command line's business).
+        verbose: also say details, and every figure as it is logged instead of showing a bar.
         main: only the main process of several says or writes anything.
     """
 
-    def __init__(self, quiet: bool = False, main: bool = True):
+    def __init__(self, quiet: bool = False, verbose: bool = False, main: bool = True):
+        self.verbose = verbose
         self.console = Console(stderr=True, quiet=quiet or not main, highlight=False, soft_wrap=True)
         self._main = main
         self._file: Path | None = None
@@ -44,6 +46,11 @@ class Log:
         self.console.print(text, markup=False)
         self._write(text)
 
+    def detail(self, text: str) -> None:
+        """Say something that only ``verbose`` wants to know."""
+        if self.verbose:
+            self.say(text)
+
     def record_exception(self, error: BaseException) -> None:
         """Keep the traceback in the log file; the terminal then shows the short error only."""
         if self._file is not None:
@@ -53,7 +60,7 @@ class Log:
     @contextmanager
     def progress(self, description: str, total: int) -> Iterator[ProgressBar | ProgressLines]:
         """A bar, or occasional lines where nobody watches; gone when the block is left."""
-        if not self.console.is_terminal or self.console.quiet:
+        if not self.console.is_terminal or self.console.quiet or self.verbose:
             yield ProgressLines(self, description, total)
             return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -79,13 +86,13 @@ class ProgressBar:
 
 
 class ProgressLines:
-    """Progress as plain lines, at most one every ``SECONDS_PER_LINE`` seconds."""
+    """Progress as plain lines, at most one every ``SECONDS_PER_LINE`` seconds unless the log is verbose."""
 
     def __init__(self, log: Log, description: str, total: int):
         self._log, self._description, self._total = log, description, total
         self._last = time.monotonic()
 
     def at(self, done: int, note: str = "") -> None:
-        if time.monotonic() - self._last >= SECONDS_PER_LINE:
+        if self._log.verbose or time.monotonic() - self._last >= SECONDS_PER_LINE:
             self._last = time.monotonic()
             self._log.say(f"{self._description}: {done}/{self._total} {note}".rstrip())
