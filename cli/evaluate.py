@@ -31,6 +31,7 @@ def evaluate(
         toolkit evaluate forecast --model my_model/ --data other.csv --split test --json
     """
     from toolkit import api
+    from toolkit.engine.distributed import leave_processes
 
     settings = only_settings(context.args, task)
     measured = api.evaluate(
@@ -40,3 +41,4 @@ def evaluate(
         emit_json(measured)
     else:
         emit_table([{"data": measured["data"], "split": measured["split"], **measured["metrics"]}])
+    leave_processes()

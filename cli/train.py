@@ -41,6 +41,7 @@ def train(
     """
     from toolkit import api
     from toolkit.engine import report
+    from toolkit.engine.distributed import leave_processes
     from toolkit.engine.log import Log
     from toolkit.engine.run import Run
 
@@ -65,3 +66,4 @@ def train(
         run = Run(Path(done["folder"]))
         emit_table([{key: report.show(value) for key, value in row.items()} for row in report.results(run)])
         typer.echo(f"\nreport: {run.folder / 'report.md'} (and report.html)")
+    leave_processes()

@@ -197,7 +197,9 @@ def worker(rank: int, port: int, folder: str) -> None:
             optimizer.step()
             optimizer.zero_grad()
     torch.save(model.state_dict(), f"{folder}/{rank}.pt")
+    dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # the interpreter's shutdown races with gloo's threads
 
 
 def test_two_processes(tmp_path: Path) -> None:

@@ -37,6 +37,13 @@ def make_accelerator(config: TrainConfig, device: str = "auto") -> Accelerator:
     )
 
 
+def leave_processes() -> None:
+    """The orderly end of one process among several: nobody goes while another still waits for it."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def add_over_processes(sums: Mapping[str, Tensor], accelerator: Accelerator) -> dict[str, Tensor]:
     """Sums of every process added up, on every process; one that had no batch may come with none.
 
