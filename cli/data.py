@@ -31,7 +31,7 @@ def data(
     """
     from toolkit import api
 
-    found = api.data(action.value, name)
+    found = api.dataset(action.value, name)
     if as_json:
         emit_json(found)
     else:

@@ -115,3 +115,11 @@ def test_files_stay_short():
         if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 400
     }
     assert not long, f"split by idea: {long}"
+
+
+def test_every_lazy_name_is_a_function_and_hides_no_package():
+    import toolkit
+
+    for name in toolkit._LAZY:
+        assert callable(getattr(toolkit, name)), name
+        assert not (ROOT / "toolkit" / name).exists(), f"toolkit.{name} is a package too"

@@ -16,12 +16,12 @@ if not (_here / "kernels").is_dir():  # a checkout without symbolic links
     __path__.append(str(_here.parent))
 
 _LAZY = {
-    **dict.fromkeys(("train", "evaluate", "predict", "results", "show", "data", "convert", "doctor"), "toolkit.api"),
+    **dict.fromkeys(("train", "evaluate", "predict", "results", "show", "dataset", "convert", "doctor"), "toolkit.api"),
     **dict.fromkeys(("load", "save", "push", "from_official", "create_model"), "toolkit.hub"),
 }
 
 if TYPE_CHECKING:
-    from toolkit.api import convert, doctor, evaluate, predict, results, show, train
+    from toolkit.api import convert, dataset, doctor, evaluate, predict, results, show, train
     from toolkit.hub import create_model, from_official, load, push, save
 
 

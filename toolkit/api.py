@@ -252,7 +252,7 @@ def show(kind: str, name: str) -> tuple[str, dict[str, Any]]:
     return yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=100), card
 
 
-def data(action: str, name: str | None = None) -> dict[str, Any]:
+def dataset(action: str, name: str | None = None) -> dict[str, Any]:
     """Get, check or find data sets.
 
     Args:
@@ -290,7 +290,7 @@ def doctor() -> dict[str, dict[str, str]]:
             **{f"cuda:{index}": torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())},
             **({"mps": "available"} if torch.backends.mps.is_available() else {}),
         },
-        "folders": {key: str(value) for key, value in data("path").items()},
+        "folders": {key: str(value) for key, value in dataset("path").items()},
         "optional": {
             package: installed_version(package) or f'missing: pip install "gated-toolkit[{extra}]"'
             for package, extra in optional.items()
