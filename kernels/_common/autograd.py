@@ -12,6 +12,8 @@ def differentiable_gradients(
     definition: Callable[..., Tensor], inputs: Sequence[Tensor], dy: Tensor
 ) -> tuple[Tensor | None, ...]:
     """Gradients of ``definition(*inputs)`` for ``dy`` that can be differentiated again; None where none is wanted."""
+    # A view is a node of its own, so that a tensor which is passed twice gets its two gradients apart.
+    inputs = [tensor.view_as(tensor) for tensor in inputs]
     wanted = [tensor for tensor in inputs if tensor.requires_grad]
     gradients = iter(torch.autograd.grad(definition(*inputs), wanted, dy, create_graph=True))
     return tuple(next(gradients) if tensor.requires_grad else None for tensor in inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from toolkit.blocks.fusion import GatedFusion
@@ -39,3 +40,11 @@ def test_instance_normalise_constant_series() -> None:
     assert torch.equal(z, torch.zeros_like(z))
     assert mean.item() == 7
     torch.testing.assert_close(scale.item(), 1e-5**0.5)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_one_stream_passed_twice_gets_its_gradient_once(create_graph: bool) -> None:
+    fusion = GatedFusion(4)
+    x = torch.randn(3, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(fusion(x, x).square().sum(), x, create_graph=create_graph)
+    torch.testing.assert_close(gradient, 2 * x)  # g x + (1 - g) x is x, whatever the gate
