@@ -1,0 +1,124 @@
+"""CPU times of operators against baselines: process time, one thread for all, alternating in one process.
+
+An operator joins with a file ``kernels/<op>/bench.py`` that defines ``bench_cases()``, a generator of ``Case``. Results
+are first compared with the exact ones: a wrong kernel gets no speed figure.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from toolkit import registry
+from toolkit.errors import InputError
+from toolkit.kernels._common.numerics import relative_error
+
+Computation = Callable[[], Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison.
+
+    Attributes:
+        name: what is computed, with sizes and type.
+        ours: the operator; returns outputs and gradients.
+        baselines: by name, what it is compared with.
+        exact: what ``ours`` should return, e.g. the definition in float64.
+        tolerance: greatest relative error of each tensor.
+        most: the time that is allowed, as a multiple of the first baseline's; None where nothing is promised.
+    """
+
+    name: str
+    ours: Computation
+    baselines: Mapping[str, Computation]
+    exact: Computation
+    tolerance: float = 1e-5
+    most: float | None = None
+
+
+def with_gradients(function: Callable[..., Any], inputs: Sequence[Tensor], *grads: Tensor) -> Computation:
+    """A computation that returns the outputs of ``function(*inputs)`` and the gradients of all inputs for ``grads``."""
+    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+
+    def compute() -> list[Tensor]:
+        outputs = function(*leaves)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        return [*outputs, *torch.autograd.grad(outputs, leaves, grads)]
+
+    return compute
+
+
+def run(op: str | None = None, repeats: int = 9) -> list[dict[str, Any]]:
+    """Measure the cases of one operator, or of all that have some.
+
+    Returns:
+        A mapping per case and baseline: ``op``, ``case``, ``against``, ``error`` (largest of all tensors), ``ours_ms``
+        and ``theirs_ms`` (medians), ``ratio`` (median of ours / theirs, pair by pair), ``spread`` (the quartiles of
+        that ratio), ``most`` and ``repeats``. A case with wrong results has ``error`` and ``tolerance`` only.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return [{"op": name, **row} for name, case in _cases(op) for row in _measure(case, repeats)]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _cases(op: str | None) -> Iterator[tuple[str, Case]]:
+    for name in [registry.kernels.entry(op).name] if op else registry.kernels.names():
+        module = f"toolkit.kernels.{name}.bench"
+        if importlib.util.find_spec(module):
+            for case in importlib.import_module(module).bench_cases():
+                yield name, case
+        elif op:
+            raise InputError(f"{name} has no benchmark", f"Define bench_cases() in kernels/{name}/bench.py")
+
+
+def _measure(case: Case, repeats: int) -> list[dict[str, Any]]:
+    error = max(relative_error(got, want) for got, want in zip(case.ours(), case.exact(), strict=True))
+    if not error <= case.tolerance:
+        return [{"case": case.name, "error": error, "tolerance": case.tolerance}]
+    return [{"case": case.name, "error": error, **row} for row in _compare(case, repeats)]
+
+
+def _compare(case: Case, repeats: int) -> Iterator[dict[str, Any]]:
+    for number, (name, theirs) in enumerate(case.baselines.items()):
+        theirs()  # warm, as ours is
+        pairs = [(_milliseconds(case.ours), _milliseconds(theirs)) for _ in range(repeats)]
+        ratios = [ours / other for ours, other in pairs]
+        low, ratio, high = statistics.quantiles(ratios, n=4) if repeats > 1 else ratios * 3
+        yield {
+            "against": name,
+            "ours_ms": statistics.median(ours for ours, _ in pairs),
+            "theirs_ms": statistics.median(other for _, other in pairs),
+            "ratio": ratio,
+            "spread": [low, high],
+            "most": case.most if number == 0 else None,
+            "repeats": repeats,
+        }
+
+
+def _milliseconds(computation: Computation) -> float:
+    started = time.process_time()
+    computation()
+    return 1e3 * (time.process_time() - started)
+
+
+def failures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is wrong in the rows of ``run``, a line each: wrong results, and times over the promise."""
+    found = []
+    for row in rows:
+        if "ratio" not in row:
+            found.append(f"{row['op']}: {row['case']}: error {row['error']:.1e} > {row['tolerance']:.0e}: not measured")
+        elif row["most"] is not None and row["ratio"] > row["most"]:
+            found.append(f"{row['op']}: {row['case']}: {row['ratio']:.2f} of {row['against']}, promised {row['most']}")
+    return found
