@@ -17,6 +17,7 @@ from typing import Any
 import typer
 
 import toolkit
+from toolkit.cli.bench import bench
 from toolkit.cli.convert import convert
 from toolkit.cli.data import data
 from toolkit.cli.doctor import doctor
@@ -74,6 +75,7 @@ app.command("list")(guarded(list_names))
 app.command("show")(guarded(show))
 app.command("data")(guarded(data))
 app.command("convert", context_settings=FREE_KEYS)(guarded(convert))
+app.command("bench")(guarded(bench))
 app.command("doctor")(guarded(doctor))
 
 

@@ -15,13 +15,12 @@ _here = Path(__file__).parent
 if not (_here / "kernels").is_dir():  # a checkout without symbolic links
     __path__.append(str(_here.parent))
 
-_LAZY = {
-    **dict.fromkeys(("train", "evaluate", "predict", "results", "show", "dataset", "convert", "doctor"), "toolkit.api"),
-    **dict.fromkeys(("load", "save", "push", "from_official", "create_model"), "toolkit.hub"),
-}
+_API = ("train", "evaluate", "predict", "results", "show", "dataset", "convert", "bench", "doctor")
+_HUB = ("load", "save", "push", "from_official", "create_model")
+_LAZY = dict.fromkeys(_API, "toolkit.api") | dict.fromkeys(_HUB, "toolkit.hub")
 
 if TYPE_CHECKING:
-    from toolkit.api import convert, dataset, doctor, evaluate, predict, results, show, train
+    from toolkit.api import bench, convert, dataset, doctor, evaluate, predict, results, show, train
     from toolkit.hub import create_model, from_official, load, push, save
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import partial
@@ -28,6 +29,9 @@ from toolkit.engine.log import Log
 from toolkit.engine.run import Run, check_free, clean, installed_version
 from toolkit.engine.run import environment as run_environment
 from toolkit.errors import InputError
+from toolkit.kernels._common import aot as kernels_aot
+from toolkit.kernels._common import backends
+from toolkit.kernels._common import bench as kernels_bench
 
 # Keys that do not change what is measured: a recipe's published figures stay beside a run that overrides only these.
 NEUTRAL = {
@@ -290,6 +294,11 @@ def doctor() -> dict[str, dict[str, str]]:
             **{f"cuda:{index}": torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())},
             **({"mps": "available"} if torch.backends.mps.is_available() else {}),
         },
+        "kernels": {
+            "cpu": "plain PyTorch",
+            "cuda": f"plain PyTorch: {hinder}" if (hinder := backends.why_no_triton("cuda")) else "Triton",
+            backends.VARIABLE: os.environ.get(backends.VARIABLE, "auto"),
+        },
         "folders": {key: str(value) for key, value in dataset("path").items()},
         "optional": {
             package: installed_version(package) or f'missing: pip install "gated-toolkit[{extra}]"'
@@ -310,6 +319,26 @@ def convert(family: str, file: str | Path, out: str | Path, **config: Any) -> Pa
     check_free(target, "Choose another folder")
     model = hub.from_official(family, file, **config)
     return hub.save(model, target, source=f"converted from {Path(file).name}")
+
+
+def bench(kind: str, name: str | None = None, *, repeats: int = 9, aot: bool = False) -> list[dict[str, Any]]:
+    """Measure operators on the CPU, or compile their Triton kernels without a GPU.
+
+    Args:
+        kind: ``kernels``.
+        name: one operator; default: all that have a benchmark, or Triton kernels.
+        repeats: pairs of runs per comparison.
+        aot: compile for sm_80, sm_90 and gfx942 instead of measuring.
+
+    Returns:
+        Rows as of ``toolkit.kernels._common.bench.run``, or ``aot.check``; with ``wrong``: whether results differ from
+        the exact ones, or a compiled kernel fails.
+    """
+    if kind != "kernels":
+        raise InputError(f"unknown kind {kind!r}", "There is: kernels")
+    if aot:
+        return [row | {"wrong": row["status"] != "ok"} for row in kernels_aot.check(name)]
+    return [row | {"wrong": "ratio" not in row} for row in kernels_bench.run(name, repeats)]
 
 
 def _restored(task: str, run: Any, model: Any, data: Any, overrides: Any, download: bool) -> Any:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from toolkit.cli._settings import plain_settings, split_words
 from toolkit.cli.main import spell_out_resume
 from toolkit.errors import InputError
+from toolkit.kernels._common.bench import Case
+from toolkit.kernels.gated_fusion import bench
 
 
 @pytest.mark.parametrize(
@@ -43,7 +46,10 @@ def test_version(run):
     assert run("--version")[1].strip() == "0.1.0"
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "list", "show", "data", "convert", "doctor"])
+COMMANDS = ["train", "evaluate", "predict", "list", "show", "data", "convert", "bench", "doctor"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_ends_with_examples(run, command):
     code, out, _ = run(command, "--help")
     assert code == 0
@@ -80,7 +86,25 @@ def test_doctor(run):
     found = json.loads(run("doctor", "--json")[1])
     assert found["versions"]["torch"]
     assert found["folders"]["cache"]
+    assert found["kernels"]["cpu"].startswith("plain PyTorch")
     assert run("doctor")[0] == 0
+
+
+def test_bench_gives_a_wrong_kernel_no_time(run, monkeypatch):
+    x = torch.ones(3)
+
+    def cases():
+        yield Case("right", ours=lambda: [x], baselines={"eager": lambda: [x]}, exact=lambda: [x.double()])
+        yield Case("wrong", ours=lambda: [x + 1], baselines={"eager": lambda: [x]}, exact=lambda: [x.double()])
+
+    monkeypatch.setattr(bench, "bench_cases", cases)
+    code, out, err = run("bench", "kernels", "gated_fusion", "--repeats", "1", "--json")
+    right, wrong = json.loads(out)
+    assert code == 1
+    assert "gated_fusion, wrong" in err
+    assert right["ratio"] > 0
+    assert "ratio" not in wrong
+    assert run("bench", "kernels", "no_such_operator")[0] == 2
 
 
 def test_data_path_and_check(run, make_csv):
