@@ -41,16 +41,60 @@ def train(folder, config=None, fail_at=None, **toy) -> tuple[Toy, list[dict]]:
     return task, [{key: value for key, value in row.items() if key != "time"} for row in run.history()]
 
 
+PLAIN = {"lr": 0.01}
+EVERYTHING = {"lr": 0.01, "schedule": "warmup_cosine", "warmup": 0.5, "min_lr": 1e-4, "clip": 1.0, "ema": 0.8}
+
+
+@pytest.mark.parametrize("optim", [PLAIN, EVERYTHING], ids=["plain", "everything"])
 @pytest.mark.parametrize("fail_at", [1, 3, 7, 8, 12])
-def test_a_killed_run_continues_exactly(fail_at, tmp_path):
-    whole, expected = train(tmp_path / "whole")
+def test_a_killed_run_continues_exactly(fail_at, optim, tmp_path):
+    config = settings(optim=optim)
+    whole, expected = train(tmp_path / "whole", config)
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "cut", fail_at=fail_at)
+        train(tmp_path / "cut", config, fail_at=fail_at)
     torch.manual_seed(99)  # whatever happened meanwhile
-    continued, history = train(tmp_path / "cut")
+    continued, history = train(tmp_path / "cut", config)
     assert history == expected
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, continued.model.state_dict()[name])
+
+
+def test_averaged_weights_are_measured_and_kept(tmp_path):
+    """The averages of an explicit loop; the first update copies, as an average of one."""
+    config = settings(optim={"lr": 0.01, "schedule": "constant", "ema": 0.8}, epochs=1)
+    averaged, history = train(tmp_path / "averaged", config, dropout=0.0)
+    by_hand = Toy(config, dropout=0.0)
+    (optimizer,), average = by_hand.optimizers(), None
+    for batch, _ in by_hand.train_batches(0, 0, 0, 1):
+        by_hand.train_step(batch)[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        weights = [parameter.detach().clone() for parameter in by_hand.model.parameters()]
+        average = [0.8 * a + 0.2 * w for a, w in zip(average, weights, strict=True)] if average else weights
+    for parameter, expected in zip(averaged.model.parameters(), average, strict=True):
+        torch.testing.assert_close(parameter.detach(), expected)
+    sums = averaged.eval_step((averaged.x, averaged.y))
+    assert history[-1]["loss"] == pytest.approx(averaged.metrics(sums)["loss"])
+
+
+def test_gradients_are_clipped(tmp_path):
+    """With plain gradient descent no update is longer than rate times norm."""
+    config = settings(optim={"lr": 0.01, "schedule": "constant", "clip": 0.5}, epochs=1)
+    task = Toy(config, dropout=0.0)
+    task.optimizers = lambda: [torch.optim.SGD(task.model.parameters(), lr=1.0)]
+    lengths, before = [], torch.nn.utils.parameters_to_vector(task.model.parameters()).detach().clone()
+    step = task.train_step
+
+    def watch(batch):
+        nonlocal before
+        now = torch.nn.utils.parameters_to_vector(task.model.parameters()).detach().clone()
+        lengths.append((now - before).norm().item())
+        before = now
+        return step(batch)
+
+    task.train_step = watch
+    loop.fit(task, Run.create(tmp_path / "run", config, "cpu"), make_accelerator(config, "cpu"), Log(quiet=True))
+    assert max(lengths) == pytest.approx(0.01 * 0.5, rel=1e-3)
 
 
 def test_sparse_checkpoints_forget_what_came_after(tmp_path):

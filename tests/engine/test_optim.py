@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import os
 import socket
 from pathlib import Path
@@ -16,7 +17,8 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from toolkit.engine.optim import build_optimizer, learning_rate
+from toolkit.engine.config import OptimConfig
+from toolkit.engine.optim import build_optimizer, learning_rate, rate_of_update
 from toolkit.errors import InputError
 
 STOCK = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -239,3 +241,11 @@ def test_unknown_names() -> None:
 )
 def test_schedules(name: str, expected: list[float]) -> None:
     assert [learning_rate(name, 1.0, epoch, 6) for epoch in range(1, 7)] == pytest.approx(expected)
+
+
+def test_warmup_cosine_changes_every_update() -> None:
+    optim = OptimConfig(lr=1.0, schedule="warmup_cosine", warmup=2, min_lr=0.1)
+    rates = [rate_of_update(optim, epoch, fraction, 6) for epoch in range(6) for fraction in (0.0, 0.5)]
+    cosine = [0.1 + 0.45 * (1 + math.cos(math.pi * step / 8)) for step in range(8)]
+    assert rates == pytest.approx([0, 0.25, 0.5, 0.75, *cosine])
+    assert rate_of_update(OptimConfig(lr=1.0), 2, 0.9, 6) == learning_rate("halving", 1.0, 3, 6)

@@ -17,8 +17,15 @@ class OptimConfig(Config):
     name: Literal["adam", "adamw"] = Field("adam", description="adam or adamw")
     lr: PositiveFloat = Field(1e-4, description="learning rate; never scaled silently")
     weight_decay: float = Field(0.0, ge=0, description="added to the gradient (adam), or decoupled (adamw)")
-    schedule: Literal["constant", "halving", "table", "plateau_decay", "cosine"] = Field(
-        "halving", description="learning rate by epoch: constant, halving, table, plateau_decay or cosine"
+    schedule: Literal["constant", "halving", "table", "plateau_decay", "cosine", "warmup_cosine"] = Field(
+        "halving",
+        description="learning rate: constant, halving, table, plateau_decay, cosine, or by update: warmup_cosine",
+    )
+    warmup: float = Field(0.0, ge=0, description="epochs from 0 to lr (warmup_cosine)")
+    min_lr: float = Field(0.0, ge=0, description="what the rate falls to (warmup_cosine)")
+    clip: PositiveFloat | None = Field(None, description="largest norm of an update's gradient; null: any")
+    ema: float | None = Field(
+        None, ge=0, lt=1, description="decay of averaged weights, which are what counts; null: none"
     )
 
 

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
 from toolkit.engine import checkpoint
 from toolkit.engine.config import TrainConfig
 from toolkit.engine.distributed import add_over_processes, gather_objects
 from toolkit.engine.log import Log
-from toolkit.engine.optim import learning_rate
+from toolkit.engine.optim import rate_of_update
 from toolkit.engine.run import Run
 from toolkit.errors import InputError, ToolkitError
 
@@ -142,7 +143,7 @@ class Trainer:
 
     def __init__(self, task: Task, run: Run, accelerator: Accelerator, log: Log):
         self.task, self.run, self.accelerator, self.log = task, run, accelerator, log
-        self.config, self.progress = task.config, Progress()
+        self.config, self.progress, self.lr = task.config, Progress(), 0.0
         self.optimizers = list(task.optimizers())
         if not self.optimizers:
             self.progress.done = True
@@ -152,6 +153,10 @@ class Trainer:
         # accelerate's wrapper is needed with a gradient scaler only; it looks for optional packages at every call.
         bare = [getattr(wrapper, "optimizer") for wrapper in self.optimizers]  # noqa: B009
         self.stepping = bare if accelerator.scaler is None else self.optimizers
+        self.averaged: AveragedModel | None = None
+        if (decay := self.config.optim.ema) is not None:
+            average = get_ema_multi_avg_fn(decay)
+            self.averaged = AveragedModel(accelerator.unwrap_model(task.model), multi_avg_fn=average, use_buffers=True)
         if folder := checkpoint.existing(run.last):
             self.restore(folder)
             log.say(f"continuing after step {self.progress.step}, in epoch {self.progress.epoch + 1}")
@@ -165,10 +170,6 @@ class Trainer:
     def train_epoch(self, interrupts: Interrupts) -> None:
         """The updates of one epoch, or what is left of it."""
         config, progress, per_epoch = self.config, self.progress, self.task.steps_per_epoch()
-        lr = learning_rate(config.optim.schedule, config.optim.lr, progress.epoch + 1, config.epochs)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = lr
         self.task.model.train()
         with self.log.progress(f"epoch {progress.epoch + 1}/{config.epochs}", per_epoch) as bar:
             for loss in self.updates():
@@ -177,7 +178,7 @@ class Trainer:
                 full = progress.step == config.max_steps
                 at_log = progress.step % config.log_every == 0 or progress.batch == per_epoch or full
                 if at_log:
-                    bar.at(progress.batch, f"loss {self.log_loss(lr):.4f}")
+                    bar.at(progress.batch, f"loss {self.log_loss():.4f}")
                 if full or progress.batch == per_epoch:
                     return
                 overdue = time.monotonic() - self.saved >= 60 * config.checkpoint_minutes
@@ -200,17 +201,44 @@ class Trainer:
                 if loss is not None:
                     accelerator.backward(loss if weight == 1.0 else loss * weight)
                     total = total + loss.detach().double() * (weight / self.config.accumulate)
-                    for optimizer in self.stepping if accelerator.sync_gradients else ():
-                        optimizer.step()
-                        optimizer.zero_grad()
+                    if accelerator.sync_gradients:
+                        self.step()
             if number % self.config.accumulate == 0:
                 yield torch.as_tensor(total)
                 total = 0.0
 
+    def step(self) -> None:
+        """One update of the weights at the rate of its place in the run."""
+        optim, progress = self.config.optim, self.progress
+        done = progress.batch / self.task.steps_per_epoch()
+        self.lr = rate_of_update(optim, progress.epoch, done, self.config.epochs)
+        for optimizer in self.stepping:
+            for group in optimizer.param_groups:
+                group["lr"] = self.lr * group.get("lr_scale", 1.0)
+        if optim.clip is not None:
+            self.accelerator.clip_grad_norm_(self.task.model.parameters(), optim.clip)
+        for optimizer in self.stepping:
+            optimizer.step()
+            optimizer.zero_grad()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.accelerator.unwrap_model(self.task.model))
+
+    @contextmanager
+    def counting_model(self) -> Iterator[None]:
+        """Inside, ``task.model`` is the one that is measured and kept: the one of averaged weights, if there is one."""
+        trained = self.task.model
+        if self.averaged is not None:
+            self.task.model = self.averaged.module
+        try:
+            yield
+        finally:
+            self.task.model = trained
+
     def validate(self) -> None:
         """Validation metrics, early stopping and both checkpoints at the end of an epoch."""
         config, progress = self.config, self.progress
-        values = evaluate(self.task, "val", self.accelerator)
+        with self.counting_model():
+            values = evaluate(self.task, "val", self.accelerator)
         if config.monitor not in values:
             raise InputError(f"monitor={config.monitor!r} is no validation metric", f"There are {', '.join(values)}")
         value = values[config.monitor]
@@ -235,10 +263,11 @@ class Trainer:
         mark = " (best)" if better else ""
         self.log.say(f"epoch {progress.epoch}/{config.epochs}: validation {config.monitor} {value:.4f}{mark}")
         if better:
-            self.save("best")
+            with self.counting_model():
+                self.save("best")
         self.save("last")
 
-    def log_loss(self, lr: float) -> float:
+    def log_loss(self) -> float:
         """Log the mean training loss since the last such line, over all processes."""
         progress = self.progress
         means = gather_objects(float(progress.loss_sum) / progress.loss_count, self.accelerator)
@@ -250,11 +279,11 @@ class Trainer:
                 "epoch": progress.epoch + 1,
                 "split": "train",
                 "loss": mean,
-                "lr": lr,
+                "lr": self.lr,
             }
             self.run.log_metrics(row)
             self.board.add_scalar("train/loss", mean, progress.step)
-            self.board.add_scalar("train/lr", lr, progress.step)
+            self.board.add_scalar("train/lr", self.lr, progress.step)
         if not math.isfinite(mean):
             raise ToolkitError(f"the training loss is {mean} at step {progress.step}", DIVERGED)
         return mean
@@ -277,6 +306,7 @@ class Trainer:
                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {},
                 "random": random_states,
+                "averaged": self.averaged.state_dict() if self.averaged else {},
             }
             self.saved = time.monotonic()
         if accelerator.is_main_process:
@@ -298,6 +328,8 @@ class Trainer:
             optimizer.load_state_dict(stored)
         if accelerator.scaler:
             accelerator.scaler.load_state_dict(state["scaler"])
+        if self.averaged:
+            self.averaged.load_state_dict(state["averaged"])
         self.progress = Progress(**state["progress"])
         _set_random_state(state["random"][accelerator.process_index])
         if accelerator.is_main_process:

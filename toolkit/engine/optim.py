@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
+from toolkit.engine.config import OptimConfig
 from toolkit.errors import InputError, nearest
 
 FLAT_LIMIT = 4_000_000  # parameters of a group; beyond, the arithmetic of a step hides its overhead
@@ -168,6 +169,27 @@ def build_optimizer(
 
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {"adam": {}, "adamw": {"decoupled_weight_decay": True}}
+
+
+def rate_of_update(optim: OptimConfig, epoch: int, fraction: float, epochs: int) -> float:
+    """Learning rate of an update.
+
+    ``warmup_cosine`` rises in a line from 0 to ``lr`` over ``warmup`` epochs, and falls along half a cosine to
+    ``min_lr`` at the end of the last epoch; the other schedules keep one rate for an epoch (``learning_rate``).
+
+    Args:
+        optim: schedule, ``lr``, ``warmup``, ``min_lr``.
+        epoch: whole epochs before the update.
+        fraction: part of its epoch that is done.
+        epochs: number of epochs of the run, the warm-up included.
+    """
+    if optim.schedule != "warmup_cosine":
+        return learning_rate(optim.schedule, optim.lr, epoch + 1, epochs)
+    passed = epoch + fraction
+    if passed < optim.warmup:
+        return optim.lr * passed / optim.warmup
+    done = (passed - optim.warmup) / (epochs - optim.warmup)
+    return optim.min_lr + (optim.lr - optim.min_lr) / 2 * (1 + math.cos(math.pi * done))
 
 
 def learning_rate(name: str, lr: float, epoch: int, epochs: int) -> float:
