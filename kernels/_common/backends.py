@@ -63,10 +63,12 @@ class Operator:
     Attributes:
         name: its folder in ``kernels/``.
         fusible: elementwise; a compiler makes a better kernel of the definition and what surrounds it.
+        double: the fast forms compute in float64 whatever they get, so they serve it.
     """
 
     name: str
     fusible: bool = False
+    double: bool = False
 
     def form(self, backend: str) -> ModuleType:
         """The module ``triton``, ``cpu`` or ``reference`` of the operator's folder."""
@@ -112,7 +114,7 @@ class Operator:
         self._check(present)
 
         forced, source = _forced(backend)
-        double = torch.float64 in dtypes
+        double = torch.float64 in dtypes and not self.double
         gpu = device.type == "cuda"
         hinder = ""
         if gpu or forced == "triton":

@@ -41,11 +41,13 @@ def check_packed(q: Tensor, cu_seqlens: Tensor) -> int:
     return len(cu_seqlens) - 1
 
 
-def takes_reference(backend: str, *tensors: Tensor) -> bool:
-    """Whether the definition runs: on request, for float64, and where no custom operator can go (ONNX, tracing)."""
-    if backend not in ("auto", "torch", "reference"):
-        raise InputError(f"backend is {backend!r}, not one of auto, torch, reference")
-    doubles = any(x.dtype is torch.float64 for x in tensors)
-    if backend == "torch" and doubles:
-        raise InputError("backend='torch' has no float64 form. Use backend='reference'")
-    return backend == "reference" or doubles or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
+def check_float32(op: str, form: str, *tensors: Tensor | None) -> None:
+    """Raise for float64, which the forms that work in float32 would round silently."""
+    if any(x is not None and x.dtype is torch.float64 for x in tensors):
+        raise InputError(f"{op} computes in float32 in the form {form!r}, but got float64", "Use backend='reference'")
+
+
+def why_too_wide(q: Tensor, v: Tensor) -> str:
+    """Why the Triton kernels of gated sequences cannot serve these widths, empty if they can."""
+    K, V = q.shape[-1], v.shape[-1]
+    return f"K = {K} and V = {V} exceed K <= 256, V <= 512" if K > 256 or V > 512 else ""

@@ -1,4 +1,4 @@
-"""Gated attention on the library's flash attention: ``gated::gated_sdpa_fwd`` and ``gated::gated_sdpa_bwd`` on a CPU.
+"""Gated attention on the library's flash attention for CPUs.
 
 No T x S tensor is formed, for causal attention with T != S neither: what every query sees and the square causal rest
 are two calls, joined by their log-sum-exps. The backward of each call takes the joint ones and is exact.
@@ -8,12 +8,9 @@ Legend: B batch, T queries, S keys, H heads, K key width, V value width, D the l
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from toolkit.kernels.gated_sdpa.reference import visible_keys
 
@@ -21,26 +18,6 @@ flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 Piece = tuple[slice, slice, bool]  # queries, keys, square and causal
-
-
-def gated_sdpa(
-    q: Tensor, k: Tensor, v: Tensor, gate: Tensor, scale: float, causal: bool, mask: Tensor | None
-) -> Tensor:
-    """See ``reference.gated_sdpa``."""
-    return gated_sdpa_fwd(q, k, v, gate, mask, scale, causal)[0]
-
-
-def plain(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, scale: float, causal: bool, mask: Tensor | None) -> Tensor:
-    """The same without a registered operator, for compilers and other devices."""
-    queries, keys, values = (x.transpose(1, 2) for x in (q, k, v))
-    # A symbolic T that only may equal S takes the mask, which is right for both.
-    square = causal and mask is None and statically_known_true(q.shape[1] == k.shape[1])
-    if not square:
-        mask = visible_keys(queries.new_empty(0, q.shape[1], k.shape[1]), causal, mask)
-    o = F.scaled_dot_product_attention(
-        queries, keys, values, mask, is_causal=square, scale=scale, enable_gqa=q.shape[2] != k.shape[2]
-    )
-    return (o.transpose(1, 2) * gate.sigmoid()).to(v.dtype)
 
 
 def pieces(T: int, S: int, causal: bool) -> list[Piece]:
@@ -70,10 +47,12 @@ def additive(mask: Tensor | None, q: Tensor, S: int, causal: bool) -> Tensor | N
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, gate: Tensor, mask: Tensor | None, scale: float, causal: bool
+    q: Tensor, k: Tensor, v: Tensor, gate: Tensor, scale: float, causal: bool, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y; o before the gate and the log-sum-exps ``[B, H, T]`` for the backward."""
-    y, o, lse = empty_outputs(q, v)
+    B, T, H, _ = q.shape
+    y, o = (torch.empty(B, T, H, v.shape[-1], dtype=v.dtype, device=v.device) for _ in range(2))
+    lse = torch.empty(B, H, T, dtype=torch.float32, device=v.device)
     V, D = v.shape[-1], max(q.shape[-1], v.shape[-1])
     bias = additive(mask, q, k.shape[1], causal)
     parts = pieces(q.shape[1], k.shape[1], causal and mask is None) if q.numel() and v.numel() else []
@@ -100,16 +79,16 @@ def forward(
 
 def backward(
     dy: Tensor,
+    o: Tensor,
+    lse: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
     gate: Tensor,
-    mask: Tensor | None,
-    o: Tensor,
-    lse: Tensor,
     scale: float,
     causal: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    mask: Tensor | None,
+) -> list[Tensor]:
     """Gradients of q, k, v and the gate."""
     opened = gate.float().sigmoid()
     do = dy * opened
@@ -131,52 +110,7 @@ def backward(
         more = [x.transpose(1, 2)[..., : whole.shape[-1]] for x, whole in zip(part, (q, k, v), strict=True)]
         if not gradients:
             dq, dk, dv = (x.contiguous() for x in more)
-            return F.pad(dq, (0, 0, 0, 0, t.start, 0)) if t.start else dq, dk, dv, dgate
+            return [F.pad(dq, (0, 0, 0, 0, t.start, 0)) if t.start else dq, dk, dv, dgate]
         for total, rows, x in zip(gradients, (t, s, s), more, strict=True):
             total[:, rows] += x
-    return *gradients, dgate  # type: ignore[return-value]
-
-
-def empty_outputs(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    B, T, H, _ = q.shape
-    y, o = (torch.empty(B, T, H, v.shape[-1], dtype=v.dtype, device=v.device) for _ in range(2))
-    return y, o, torch.empty(B, H, T, dtype=torch.float32, device=v.device)
-
-
-gated_sdpa_fwd = torch.library.custom_op("gated::gated_sdpa_fwd", forward, mutates_args=(), device_types="cpu")
-gated_sdpa_bwd = torch.library.custom_op("gated::gated_sdpa_bwd", backward, mutates_args=(), device_types="cpu")
-
-
-@gated_sdpa_fwd.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, gate: Tensor, mask: Tensor | None, scale: float, causal: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    return empty_outputs(q, v)
-
-
-@gated_sdpa_bwd.register_fake
-def _(
-    dy: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    gate: Tensor,
-    mask: Tensor | None,
-    o: Tensor,
-    lse: Tensor,
-    scale: float,
-    causal: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, gate))  # type: ignore[return-value]
-
-
-def _setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, ctx.scale, ctx.causal = inputs
-    ctx.save_for_backward(*tensors, *output[1:])
-
-
-def _backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    return *gated_sdpa_bwd(dy, *ctx.saved_tensors, ctx.scale, ctx.causal), None, None, None
-
-
-gated_sdpa_fwd.register_autograd(_backward, setup_context=_setup)
+    return [*gradients, dgate]

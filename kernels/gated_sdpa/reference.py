@@ -21,7 +21,13 @@ def gated_sdpa(
     else:
         weights = scores.masked_fill(~visible, torch.finfo(wide).min).softmax(-1) * visible
     o = torch.einsum("bhts,bshv->bthv", weights, values)
-    return (o * gate.to(wide).sigmoid()).to(v.dtype)
+    return gated(o, gate).to(v.dtype)
+
+
+def gated(o: Tensor, gate: Tensor) -> Tensor:
+    """``o * sigmoid(gate)`` in o's type."""
+    wide = torch.promote_types(o.dtype, torch.float32)
+    return (o * gate.to(wide).sigmoid()).to(o.dtype)
 
 
 def visible_keys(scores: Tensor, causal: bool, mask: Tensor | None) -> Tensor | None:

@@ -6,10 +6,15 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import InputError
-from toolkit.kernels._common.sequences import check_packed, check_sequences, takes_reference
-from toolkit.kernels.gla import cpu, reference
+from toolkit.kernels._common.backends import Operator
+from toolkit.kernels._common.chunks import num_tiles
+from toolkit.kernels._common.registration import register_gradient
+from toolkit.kernels._common.sequences import check_float32, check_packed, check_sequences, why_too_wide
+from toolkit.kernels.gla import reference
 
 __all__ = ["gla", "gla_step"]
+
+OPERATOR = Operator("gla")
 
 
 def gla(
@@ -35,13 +40,13 @@ def gla(
         scale: of q; K^-1/2 by default.
         initial_state: ``[S, H, K, V]``, S = B or the number of packed sequences; zeros by default.
         cu_seqlens: integers ``[S + 1]``, the first token of each sequence packed into B = 1, then T.
-        backend: ``auto``, ``torch`` (chunks) or ``reference`` (the loop over tokens; differentiable twice).
+        backend: ``auto``, ``triton``, ``torch`` or ``reference`` (``toolkit.kernels._common.backends``).
 
     Returns:
         o ``[B, T, H, V]`` in v's type, and the final states ``[S, H, K, V]``, float32 (float64 for float64 inputs).
 
     Raises:
-        InputError: shapes or types that do not fit.
+        InputError: shapes, types or devices that do not fit, or a forced form that cannot run.
     """
     check_sequences(q, k, v, g=g)
     S = len(q) if cu_seqlens is None else check_packed(q, cu_seqlens)
@@ -49,8 +54,12 @@ def gla(
     if initial_state is not None and initial_state.shape != states:
         raise InputError(f"initial_state has shape {list(initial_state.shape)}, not {list(states)} ([S, H, K, V])")
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    form = reference if takes_reference(backend, q, k, v, g) else cpu
-    return form.gla(q, k, v, g, scale, initial_state, cu_seqlens)
+    form = OPERATOR.choose(q, k, v, g, initial_state, backend=backend, no_triton=why_too_wide(q, v))
+    if form == "reference":
+        return reference.gla(q, k, v, g, initial_state, cu_seqlens, scale)
+    check_float32(OPERATOR.name, form, q, k, v, g, initial_state)
+    o, final_state, _ = _forward(q, k, v, g, initial_state, cu_seqlens, scale, form)
+    return o, final_state
 
 
 def gla_step(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor, *, scale: float | None = None) -> Tensor:
@@ -76,3 +85,79 @@ def gla_step(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor, *, scale
         state.mul_(decay.exp().unsqueeze(-1)).addcmul_(key.unsqueeze(-1), value.unsqueeze(-2))
         o = torch.matmul(query.unsqueeze(-2), state).squeeze(-2)
         return o.mul_(q.shape[-1] ** -0.5 if scale is None else scale).to(v.dtype)
+
+
+@torch.library.custom_op("gated::gla_fwd", mutates_args=())
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    scale: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The third output is what the form's backward needs of the forward."""
+    return OPERATOR.form(backend).forward(q, k, v, g, initial_state, cu_seqlens, scale)
+
+
+@_forward.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    scale: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    B, T, H, K = q.shape
+    S = None if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    states = q.new_empty(B if S is None else S, H, K, v.shape[-1], dtype=torch.float32)
+    if backend == "triton":
+        return _like(v), states, states.new_empty(0)
+    return _like(v), states, states.new_empty(num_tiles(T, S), B, H, K, v.shape[-1])
+
+
+@torch.library.custom_op("gated::gla_bwd", mutates_args=())
+def _backward(
+    do: Tensor | None,
+    dfinal_state: Tensor | None,
+    saved: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    scale: float,
+    backend: str,
+) -> list[Tensor]:
+    form = OPERATOR.form(backend)
+    return form.backward(do, dfinal_state, saved, q, k, v, g, initial_state, cu_seqlens, scale)
+
+
+@_backward.register_fake
+def _(
+    do: Tensor | None,
+    dfinal_state: Tensor | None,
+    saved: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    scale: float,
+    backend: str,
+) -> list[Tensor]:
+    return [_like(x) for x in (q, k, v, g, initial_state) if x is not None]
+
+
+register_gradient(_forward, _backward, reference.gla, differentiable_outputs=2, saved_outputs=[2])
+
+
+def _like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)

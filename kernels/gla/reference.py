@@ -16,9 +16,9 @@ def gla(
     k: Tensor,
     v: Tensor,
     g: Tensor,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
     scale: float,
-    initial_state: Tensor | None = None,
-    cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``S_t = diag(e^g_t) S_(t-1) + k_t v_t^T`` and ``o_t = scale * S_t^T q_t``; shapes as of the public function."""
     if cu_seqlens is not None:
@@ -26,7 +26,7 @@ def gla(
         for n, (begin, end) in enumerate(pairwise(cu_seqlens.tolist())):
             part = slice(begin, end)
             state = None if initial_state is None else initial_state[n : n + 1]
-            runs.append(gla(q[:, part], k[:, part], v[:, part], g[:, part], scale, state))
+            runs.append(gla(q[:, part], k[:, part], v[:, part], g[:, part], state, None, scale))
         return torch.cat([o for o, _ in runs], 1), torch.cat([state for _, state in runs])
 
     B, _, H, K = q.shape

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from toolkit.errors import InputError
-from toolkit.kernels._common.sequences import FLOATS, takes_reference
+from toolkit.kernels._common.backends import Operator
+from toolkit.kernels._common.sequences import FLOATS, check_float32
 from toolkit.kernels.gnconv import cpu, reference
 from toolkit.kernels.gnconv.reference import Weights
 
 __all__ = ["Weights", "gated_recursion", "gnconv", "gnconv_steps"]
+
+OPERATOR = Operator("gnconv", fusible=True)
 
 
 def gnconv(x: Tensor, weights: Weights, *, scale: float = 1.0, backend: str = "auto") -> Tensor:
@@ -26,13 +31,13 @@ def gnconv(x: Tensor, weights: Weights, *, scale: float = 1.0, backend: str = "a
         x: ``[B, c, H, W]``.
         weights: the order is one more than the number of ``pws_weights``; ``proj_out_weight`` may be None.
         scale: of the convolved channels; HorNet's 1/3 keeps the product of n factors small.
-        backend: ``auto``, ``torch`` (on a CPU) or ``reference`` (plain PyTorch; differentiable twice).
+        backend: ``auto``, ``triton``, ``torch`` or ``reference`` (``toolkit.kernels._common.backends``).
 
     Returns:
         y ``[B, o, H, W]`` in x's type, o = d without ``proj_out_weight``.
 
     Raises:
-        InputError: shapes or types that do not fit, or 2^(n-1) does not divide d.
+        InputError: shapes or types that do not fit, 2^(n-1) does not divide d, or a forced form that cannot run.
     """
     return gnconv_steps(x, weights, scale=scale, backend=backend)[0]
 
@@ -43,8 +48,8 @@ def gnconv_steps(
     """``gnconv`` and the values p_0 .. p_(n-1) of its recursion, ``[B, w_i, H, W]``."""
     tensors = {name: t for name, t in _named(weights).items() if t is not None}
     _check(x, weights, tensors)
-    form = reference if _plain(backend, x, *tensors.values()) else cpu
-    return form.gnconv(x, weights, float(scale))
+    form = _form(backend, x, *tensors.values())
+    return reference.gnconv(x, weights, float(scale)) if form == "reference" else _steps(x, weights, float(scale), form)
 
 
 def gated_recursion(
@@ -65,21 +70,43 @@ def gated_recursion(
         InputError: shapes or types that do not fit.
     """
     tensors = {"a": a, "b": b} | {f"weights[{i}]": w for i, w in enumerate(weights)}
-    _check_floats(tensors | {f"biases[{i}]": c for i, c in enumerate(biases)}, a)
+    tensors |= {f"biases[{i}]": c for i, c in enumerate(biases)}
+    _check_floats(tensors, a)
     if a.dim() != 4:
         raise InputError(f"a has shape {list(a.shape)}, not [B, w_0, H, W]")
     total = _check_chain(weights, biases, a.shape[1], "weights", "biases")
     if b.shape != (a.shape[0], total, *a.shape[2:]):
         raise InputError(f"b has shape {list(b.shape)}, not {[a.shape[0], total, *a.shape[2:]]}")
-    if _plain(backend, a, b, *weights, *biases) or any(t.dtype is not torch.float32 for t in (a, b, *weights, *biases)):
+    form = _form(backend, *tensors.values())
+    if form == "reference" or (form == "torch" and any(t.dtype is not torch.float32 for t in tensors.values())):
         return reference.gated_recursion(a, b, weights, biases)
-    return cpu.gated_recursion(a, b, weights, biases)
+    return _chain(a, b, list(weights), list(biases), form)
 
 
-def _plain(backend: str, *tensors: Tensor) -> bool:
-    """Other devices have better convolutions of their own, and a compiler fuses the products."""
-    compiled = backend == "auto" and torch.compiler.is_compiling()
-    return takes_reference(backend, *tensors) or compiled or not tensors[0].is_cpu
+def _form(backend: str, *tensors: Tensor) -> str:
+    form = OPERATOR.choose(*tensors, backend=backend)
+    if form == "torch" and not tensors[0].is_cpu:
+        return "reference"  # other devices have better convolutions of their own
+    if form != "reference":
+        check_float32("gnconv", form, *tensors)
+    return form
+
+
+def _steps(x: Tensor, weights: Weights, scale: float, form: str) -> tuple[Tensor, list[Tensor]]:
+    """The scale is folded into the depthwise weights. On a CPU all is float32, on a GPU of the types given."""
+    if form == "triton":
+        a, rest = F.conv2d(x, weights.proj_in_weight, weights.proj_in_bias).split(reference.parts(weights), 1)
+        kernel, offsets = scale * weights.dwconv_weight, scale * weights.dwconv_bias
+        b = F.conv2d(rest, kernel, offsets, padding=kernel.shape[-1] // 2, groups=rest.shape[1])
+        steps = _chain(a, b, list(weights.pws_weights), list(weights.pws_biases), form)
+        return reference.project_out(steps[-1], weights), steps
+    wide = Weights(*(cpu.widened(entry) for entry in weights))
+    with torch.autocast(x.device.type, enabled=False):
+        a, rest = F.conv2d(x.float(), wide.proj_in_weight, wide.proj_in_bias).split(reference.parts(wide), 1)
+        b = _depthwise(rest, scale * wide.dwconv_weight, scale * wide.dwconv_bias)
+        steps = _chain(a, b, list(wide.pws_weights), list(wide.pws_biases), form)
+        y = reference.project_out(steps[-1], wide)
+    return y.to(x.dtype), [step.to(x.dtype) for step in steps]
 
 
 def _named(weights: Weights) -> dict[str, Tensor | None]:
@@ -141,3 +168,95 @@ def _check(x: Tensor, weights: Weights, tensors: dict[str, Tensor]) -> None:
         if weight.shape[0] != w0 << (i + 1):
             raise InputError(f"pws_weights[{i}] has shape {list(weight.shape)}, not {[w0 << (i + 1), w0 << i, 1, 1]}")
     _check_chain(weights.pws_weights, weights.pws_biases, w0, "pws_weights", "pws_biases")
+
+
+@torch.library.custom_op("gated::depthwise_fwd", mutates_args=())
+def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return cpu.depthwise(x, weight, bias)
+
+
+@_depthwise.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("gated::depthwise_bwd", mutates_args=())
+def _depthwise_backward(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return cpu.depthwise_backward(dy, x, weight)
+
+
+@_depthwise_backward.register_fake
+def _(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
+
+
+@torch.library.custom_op("gated::gnconv_chain_fwd", mutates_args=())
+def _chain(a: Tensor, b: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], backend: str) -> list[Tensor]:
+    weights = [weight.contiguous() for weight in weights]
+    return OPERATOR.form(backend).chain(a.contiguous(), b.contiguous(), weights, biases)
+
+
+@_chain.register_fake
+def _(a: Tensor, b: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], backend: str) -> list[Tensor]:
+    B, first, H, W = a.shape
+    return [a.new_empty(B, width, H, W) for width in (first, *(weight.shape[0] for weight in weights))]
+
+
+@torch.library.custom_op("gated::gnconv_chain_bwd", mutates_args=())
+def _chain_backward(
+    dsteps: Sequence[Tensor | None],
+    a: Tensor,
+    b: Tensor,
+    steps: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    backend: str,
+) -> list[Tensor]:
+    """Gradients of a, b, the weights, then the biases."""
+    contiguous = [weight.contiguous() for weight in weights]
+    form = OPERATOR.form(backend)
+    found = form.chain_backward(dsteps, a.contiguous(), b.contiguous(), steps, contiguous, biases)
+    return [gradient.to(t.dtype) for gradient, t in zip(found, (a, b, *weights, *biases), strict=True)]
+
+
+@_chain_backward.register_fake
+def _(
+    dsteps: Sequence[Tensor | None],
+    a: Tensor,
+    b: Tensor,
+    steps: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    backend: str,
+) -> list[Tensor]:
+    return [x.new_empty(x.shape) for x in (a, b, *weights, *biases)]
+
+
+def _setup_depthwise(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    *tensors, bias = inputs
+    ctx.biased = bias is not None
+    ctx.save_for_backward(*tensors)
+
+
+def _gradient_of_depthwise(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    dx, dweight, dbias = _depthwise_backward(dy, *ctx.saved_tensors)
+    return dx, dweight, dbias if ctx.biased else None
+
+
+def _setup_chain(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
+    a, b, weights, biases, ctx.backend = inputs
+    ctx.order = len(output)
+    ctx.set_materialize_grads(False)  # nobody uses the steps before the last, as a rule
+    ctx.save_for_backward(a, b, *weights, *biases, *output)
+
+
+def _gradient_of_chain(ctx: Any, dsteps: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], None]:
+    a, b, *others = ctx.saved_tensors
+    n = ctx.order - 1
+    weights, biases, steps = others[:n], others[n : 2 * n], others[2 * n :]
+    da, db, *gradients = _chain_backward(dsteps, a, b, steps, weights, biases, ctx.backend)
+    return da, db, gradients[:n], gradients[n:], None
+
+
+_depthwise.register_autograd(_gradient_of_depthwise, setup_context=_setup_depthwise)
+_chain.register_autograd(_gradient_of_chain, setup_context=_setup_chain)

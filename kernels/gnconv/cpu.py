@@ -1,4 +1,4 @@
-"""The gated recursive convolution for CPUs: ``gated::depthwise_fwd``, ``gated::gnconv_chain_fwd`` and their backwards.
+"""Pieces of the gated recursive convolution for CPUs, in float32: the depthwise convolution and the gating chain.
 
 The library's weight gradient of a depthwise convolution takes many times as long as its forward; here it is one
 product per channel, of the k row shifts of the output's gradient and the k column shifts of the input. The gating chain
@@ -14,31 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from toolkit.kernels.gnconv.reference import Weights, parts, project_out
-
 TILE = 1 << 16  # values of a few channels whose k shifts stay in the cache
 
 
-def gnconv(x: Tensor, weights: Weights, scale: float) -> tuple[Tensor, list[Tensor]]:
-    """See ``reference.gnconv``; in float32, the scale folded into the depthwise weights."""
-    wide = Weights(*(widened(entry) for entry in weights))
-    with torch.autocast(x.device.type, enabled=False):
-        a, rest = F.conv2d(x.float(), wide.proj_in_weight, wide.proj_in_bias).split(parts(wide), 1)
-        b = depthwise_fwd(rest, scale * wide.dwconv_weight, scale * wide.dwconv_bias)
-        steps = gated_recursion(a, b, wide.pws_weights, wide.pws_biases)
-        y = project_out(steps[-1], wide)
-    return y.to(x.dtype), [step.to(x.dtype) for step in steps]
-
-
 def widened(entry: Any) -> Any:
+    """Weights in float32."""
     if isinstance(entry, (tuple, list)):
         return tuple(weight.float() for weight in entry)
     return entry if entry is None else entry.float()
-
-
-def gated_recursion(a: Tensor, b: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Tensor]:
-    """See ``reference.gated_recursion``."""
-    return gnconv_chain_fwd(a, b, list(weights), list(biases))
 
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -72,6 +55,7 @@ def depthwise_weight_gradient(dy: Tensor, x: Tensor, k: int) -> Tensor:
 
 
 def chain(a: Tensor, b: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Tensor]:
+    """See ``reference.gated_recursion``."""
     first, *factors = split(b, weights, a.shape[1])
     steps = [torch.mul(a, first)]
     for weight, bias, factor in zip(weights, biases, factors, strict=True):
@@ -115,66 +99,3 @@ def mixed(p: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """The 1x1 convolution as a product over channels."""
     offsets, rows = bias[None, :, None].expand(len(p), -1, 1), weight.flatten(1).expand(len(p), -1, -1)
     return torch.baddbmm(offsets, rows, p.flatten(2)).unflatten(2, p.shape[2:])
-
-
-depthwise_fwd = torch.library.custom_op("gated::depthwise_fwd", depthwise, mutates_args=())
-depthwise_bwd = torch.library.custom_op("gated::depthwise_bwd", depthwise_backward, mutates_args=())
-gnconv_chain_fwd = torch.library.custom_op("gated::gnconv_chain_fwd", chain, mutates_args=())
-gnconv_chain_bwd = torch.library.custom_op("gated::gnconv_chain_bwd", chain_backward, mutates_args=())
-
-
-@depthwise_fwd.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return x.new_empty(x.shape)
-
-
-@depthwise_bwd.register_fake
-def _(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
-
-
-@gnconv_chain_fwd.register_fake
-def _(a: Tensor, b: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Tensor]:
-    return [a.new_empty(a.shape[0], w, *a.shape[2:]) for w in (a.shape[1], *(weight.shape[0] for weight in weights))]
-
-
-@gnconv_chain_bwd.register_fake
-def _(
-    dsteps: Sequence[Tensor | None],
-    a: Tensor,
-    b: Tensor,
-    steps: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-) -> list[Tensor]:
-    return [x.new_empty(x.shape) for x in (a, b, *weights, *biases)]
-
-
-def _setup_depthwise(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    *tensors, bias = inputs
-    ctx.biased = bias is not None
-    ctx.save_for_backward(*tensors)
-
-
-def _backward_depthwise(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    dx, dweight, dbias = depthwise_bwd(dy, *ctx.saved_tensors)
-    return dx, dweight, dbias if ctx.biased else None
-
-
-def _setup_chain(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
-    a, b, weights, biases = inputs
-    ctx.order = len(output)
-    ctx.set_materialize_grads(False)  # nobody uses the steps before the last, as a rule
-    ctx.save_for_backward(a, b, *weights, *biases, *output)
-
-
-def _backward_chain(ctx: Any, dsteps: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-    a, b, *others = ctx.saved_tensors
-    n = ctx.order - 1
-    weights, biases, steps = others[:n], others[n : 2 * n], others[2 * n :]
-    da, db, *gradients = gnconv_chain_bwd(dsteps, a, b, steps, weights, biases)
-    return da, db, gradients[:n], gradients[n:]
-
-
-depthwise_fwd.register_autograd(_backward_depthwise, setup_context=_setup_depthwise)
-gnconv_chain_fwd.register_autograd(_backward_chain, setup_context=_setup_chain)

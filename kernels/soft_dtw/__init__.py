@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from toolkit.errors import InputError
+from toolkit.kernels._common.backends import Operator
 from toolkit.kernels._common.sequences import FLOATS
 from toolkit.kernels.soft_dtw import cpu, reference
 
 __all__ = ["dtw", "soft_dtw", "soft_dtw_from_costs"]
+
+OPERATOR = Operator("soft_dtw", double=True)
+MOST_ROWS = 2048  # points of x that a program of the Triton form holds
 
 Lengths = Tensor | Sequence[Sequence[int]]
 COSTS = ("sqeuclidean", "l2", "l1")
@@ -41,7 +46,7 @@ def soft_dtw(
         lengths: integers ``[B, 2]``, the points of x and of y of each pair; what lies beyond is not read.
         bandwidth: an integer b keeps the cells |i - j| <= b; a float b keeps |i / (n-1) - j / (m-1)| <= b, b rounded to
             float32; None keeps all.
-        backend: ``auto``, ``torch`` (anti-diagonals) or ``reference`` (cell by cell; differentiable twice).
+        backend: ``auto``, ``triton``, ``torch`` or ``reference`` (``toolkit.kernels._common.backends``).
 
     Returns:
         ``[B]`` in x's type, float32 for lower precision.
@@ -73,12 +78,12 @@ def dtw(
         ``[B]``; no root, no division. The gradient goes along one best path.
 
     Raises:
-        InputError: as ``soft_dtw``; a radius below 1, or together with a band or with ``reference``.
+        InputError: as ``soft_dtw``; a radius below 1, or together with a band or another form than ``torch``.
     """
-    if radius is not None and (radius < 1 or bandwidth is not None or backend == "reference"):
+    if radius is not None and (radius < 1 or bandwidth is not None or backend not in ("auto", "torch")):
         raise InputError(
             f"radius is {radius}, bandwidth {bandwidth}, backend {backend!r}: FastDTW needs a radius of at least 1, "
-            "no band, and has no definition in plain PyTorch"
+            "no band, and has no definition and no kernel apart from the form torch"
         )
     return _run(x, y, 0.0, cost, lengths, bandwidth, backend, radius)
 
@@ -104,13 +109,13 @@ def soft_dtw_from_costs(
     """
     if costs.dim() != 3 or 0 in costs.shape[1:] or costs.dtype not in FLOATS:
         raise InputError(f"costs is {costs.dtype} {list(costs.shape)}, not floats [B, N, M] with N, M >= 1")
-    plain = _takes_reference(backend, gamma)
+    form = _form(backend, gamma, costs)
     pairs = _check_lengths(lengths, bandwidth, *costs.shape)
     band, in_cells = _band(bandwidth)
-    if plain:
+    if form == "reference":
         return _reference(costs, pairs, gamma, band, in_cells)
     with_gradient = torch.is_grad_enabled() and costs.requires_grad
-    return cpu.dtw_cost_fwd(costs, pairs, float(gamma), band, in_cells, with_gradient)[0]
+    return _cost_forward(costs, pairs, float(gamma), band, in_cells, with_gradient, form)[0]
 
 
 def _run(
@@ -132,14 +137,14 @@ def _run(
         raise InputError(f"y is {y.dtype} on {y.device}, but x {x.dtype} on {x.device}")
     if cost not in COSTS:
         raise InputError(f"cost is {cost!r}, not one of {', '.join(COSTS)}")
-    plain = _takes_reference(backend, gamma)
+    form = "torch" if radius is not None else _form(backend, gamma, x)
     pairs = _check_lengths(lengths, bandwidth, B, N, y.shape[1])
     band, in_cells = _band(bandwidth)
-    if plain and radius is None:
+    if form == "reference":
         return _reference(reference.pairwise(x, y, cost), pairs, gamma, band, in_cells).to(cpu.value_type(x))
     with_gradient = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
     fast = -1 if radius is None else radius
-    return cpu.dtw_fwd(x, y, pairs, cost, float(gamma), band, in_cells, fast, with_gradient)[0]
+    return _forward(x, y, pairs, cost, float(gamma), band, in_cells, fast, with_gradient, form)[0]
 
 
 def _reference(costs: Tensor, pairs: Tensor | None, gamma: float, bandwidth: float, in_cells: bool) -> Tensor:
@@ -147,18 +152,19 @@ def _reference(costs: Tensor, pairs: Tensor | None, gamma: float, bandwidth: flo
     inside = cpu.band(own, costs, bandwidth, in_cells) if bandwidth >= 0 else None
     values = reference.soft_dtw(costs, own, inside, gamma)
     if inside is not None:
-        reached = values.detach().nan_to_num(posinf=cpu.diagonals.NEVER)
+        reached = values.detach().nan_to_num(posinf=cpu.NEVER)
         cpu.check_reached(reached, torch.arange(len(own)), own, gamma, bandwidth)
     return values.to(cpu.value_type(costs))
 
 
-def _takes_reference(backend: str, gamma: float) -> bool:
-    """Float64 is what the fast form computes in, so only graphs that hold no custom operator need the definition."""
-    if backend not in ("auto", "torch", "reference"):
-        raise InputError(f"backend is {backend!r}, not one of auto, torch, reference")
+def _form(backend: str, gamma: float, table: Tensor) -> str:
+    """The form for a tensor with the points of x, or the rows of the costs, on axis 1."""
     if not gamma >= 0:
         raise InputError(f"gamma is {gamma}, not at least 0")
-    return backend == "reference" or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
+    over = ""
+    if not (table.is_cpu and torch.compiler.is_compiling()):  # where a comparison would only bind a free size
+        over = f"x has {table.shape[1]} points, over {MOST_ROWS}" if table.shape[1] > MOST_ROWS else ""
+    return OPERATOR.choose(table, backend=backend, no_triton=over)
 
 
 def _band(bandwidth: int | float | None) -> tuple[float, bool]:
@@ -187,3 +193,89 @@ def _check_lengths(lengths: Lengths | None, bandwidth: int | float | None, B: in
                 "Widen the band, give it as a fraction (a float), or resample the sequences to similar lengths.",
             )
     return pairs
+
+
+@torch.library.custom_op("gated::dtw_fwd", mutates_args=())
+def _forward(
+    x: Tensor,
+    y: Tensor,
+    lengths: Tensor | None,
+    cost: str,
+    gamma: float,
+    bandwidth: float,
+    in_cells: bool,
+    radius: int,
+    with_gradient: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    form = OPERATOR.form(backend)
+    return cpu.forward(x, y, lengths, cost, gamma, bandwidth, in_cells, radius, with_gradient, form)
+
+
+@_forward.register_fake
+def _(
+    x: Tensor,
+    y: Tensor,
+    lengths: Tensor | None,
+    cost: str,
+    gamma: float,
+    bandwidth: float,
+    in_cells: bool,
+    radius: int,
+    with_gradient: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return cpu.empty_outputs(x, y, with_gradient)
+
+
+@torch.library.custom_op("gated::dtw_cost_fwd", mutates_args=())
+def _cost_forward(
+    costs: Tensor,
+    lengths: Tensor | None,
+    gamma: float,
+    bandwidth: float,
+    in_cells: bool,
+    with_gradient: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    return cpu.cost_forward(costs, lengths, gamma, bandwidth, in_cells, with_gradient, OPERATOR.form(backend))
+
+
+@_cost_forward.register_fake
+def _(
+    costs: Tensor,
+    lengths: Tensor | None,
+    gamma: float,
+    bandwidth: float,
+    in_cells: bool,
+    with_gradient: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    return cpu.empty_cost_outputs(costs, with_gradient)
+
+
+@torch.library.custom_op("gated::dtw_bwd", mutates_args=())
+def _backward(dvalues: Tensor, unit: Tensor) -> Tensor:
+    return cpu.backward(dvalues, unit)
+
+
+@_backward.register_fake
+def _(dvalues: Tensor, unit: Tensor) -> Tensor:
+    return torch.empty_like(unit)
+
+
+def _setup(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    ctx.others = len(inputs) - (len(output) - 1)
+    ctx.save_for_backward(*output[1:])
+
+
+def _gradients(ctx: Any, dvalues: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    wanted = ctx.needs_input_grad
+    gradients = [
+        _backward(dvalues, unit) if need else None for unit, need in zip(ctx.saved_tensors, wanted, strict=False)
+    ]
+    return *gradients, *(None,) * ctx.others
+
+
+_forward.register_autograd(_gradients, setup_context=_setup)
+_cost_forward.register_autograd(_gradients, setup_context=_setup)

@@ -1,7 +1,8 @@
-"""Batched dynamic time warping in plain PyTorch: ``gated::dtw_fwd``, ``gated::dtw_cost_fwd``, ``gated::dtw_bwd``.
+"""Batched dynamic time warping around the recurrence: groups, bands, local costs and their gradients, in PyTorch.
 
-Where gradients are wanted, the forward computes that of each value too (the alignment times the local costs' own); the
-backward only scales it, so no table of R outlives its group.
+The recurrence is ``solve`` of a form: here that of ``diagonals.py``, in plain PyTorch too, on a GPU that of
+``triton.py``. Where gradients are wanted, the forward computes that of each value too (the alignment times the local
+costs' own); the backward only scales it, so no table of R outlives its group.
 Legend: B pairs, N M longest lengths, D features; a group is some pairs whose tables stay small.
 """
 
@@ -14,8 +15,10 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import InputError
-from toolkit.kernels.soft_dtw import diagonals
+from toolkit.kernels.soft_dtw.diagonals import NEVER, group_size, solve
 from toolkit.kernels.soft_dtw.fast import fast_alignment
+
+__all__ = ["backward", "cost_forward", "forward", "group_size", "solve"]
 
 Lengths = list[tuple[int, int]]
 
@@ -64,19 +67,19 @@ def features_gradient(alignment: Tensor, x: Tensor, y: Tensor, cost: str) -> tup
     )
 
 
-def groups(lengths: Lengths, N: int, M: int, with_gradient: bool) -> Iterator[tuple[Tensor, Lengths, int, int]]:
+def groups(lengths: Lengths, with_gradient: bool, form: Any) -> Iterator[tuple[Tensor, Lengths, int, int]]:
     """Pairs of similar lengths: their numbers, lengths, and the longest ones."""
     order = sorted(range(len(lengths)), key=lambda pair: sum(lengths[pair]))
     while order:
         longest = lengths[order[-1]]
-        size = diagonals.group_size(*longest, with_gradient)
+        size = form.group_size(*longest, with_gradient)
         order, chosen = order[:-size], order[-size:]
         own = [lengths[pair] for pair in chosen]
         yield torch.tensor(chosen), own, max(n for n, _ in own), max(m for _, m in own)
 
 
 def check_reached(values: Tensor, pairs: Tensor, lengths: Lengths, gamma: float, bandwidth: float) -> None:
-    lost = (values >= diagonals.NEVER * min(gamma, 1.0) / 2 if gamma else values >= diagonals.NEVER / 2).nonzero()
+    lost = (values >= NEVER * min(gamma, 1.0) / 2 if gamma else values >= NEVER / 2).nonzero()
     if len(lost):
         n, m = lengths[int(lost[0])]
         raise InputError(
@@ -96,13 +99,17 @@ def forward(
     in_cells: bool,
     radius: int,
     with_gradient: bool,
+    form: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Values ``[B]`` and their gradients for x and y, empty unless wanted; negative: no band, no FastDTW radius."""
+    """Values ``[B]`` and their gradients for x and y, empty unless wanted; negative: no band, no FastDTW radius.
+
+    ``form`` is this module or ``triton``.
+    """
     (B, N, _), M = x.shape, y.shape[1]
     values, dx, dy = empty_outputs(x, y, with_gradient)
     dx.zero_()
     dy.zero_()
-    for pairs, own, n, m in groups(pair_lengths(lengths, B, N, M), N, M, with_gradient):
+    for pairs, own, n, m in groups(pair_lengths(lengths, B, N, M), with_gradient, form):
         pairs = pairs.to(x.device)
         left, right = x[pairs, :n].double(), y[pairs, :m].double()
         if lengths is not None:
@@ -112,7 +119,7 @@ def forward(
             found, alignment = fast_alignment(left, right, own, cost, radius, with_gradient)
         else:
             costs = local_costs(left, right, cost)
-            found, alignment = solved(costs, own, gamma, bandwidth, in_cells, with_gradient, pairs)
+            found, alignment = solved(costs, own, gamma, bandwidth, in_cells, with_gradient, pairs, form)
         values[pairs] = found.to(values.dtype)
         if alignment is not None:
             more_dx, more_dy = features_gradient(alignment, left, right, cost)
@@ -121,16 +128,16 @@ def forward(
 
 
 def cost_forward(
-    cost: Tensor, lengths: Tensor | None, gamma: float, bandwidth: float, in_cells: bool, with_gradient: bool
+    cost: Tensor, lengths: Tensor | None, gamma: float, bandwidth: float, in_cells: bool, with_gradient: bool, form: Any
 ) -> tuple[Tensor, Tensor]:
     """Values ``[B]`` and the alignment ``[B, N, M]``, empty unless wanted."""
     B, N, M = cost.shape
     values, dcost = empty_cost_outputs(cost, with_gradient)
     dcost.zero_()
-    for pairs, own, n, m in groups(pair_lengths(lengths, B, N, M), N, M, with_gradient):
+    for pairs, own, n, m in groups(pair_lengths(lengths, B, N, M), with_gradient, form):
         pairs = pairs.to(cost.device)
         costs = cost[pairs, :n, :m].to(torch.float64, copy=True)
-        found, alignment = solved(costs, own, gamma, bandwidth, in_cells, with_gradient, pairs)
+        found, alignment = solved(costs, own, gamma, bandwidth, in_cells, with_gradient, pairs, form)
         values[pairs] = found.to(values.dtype)
         if alignment is not None:
             dcost[pairs, :n, :m] = alignment.to(dcost.dtype)
@@ -138,10 +145,17 @@ def cost_forward(
 
 
 def solved(
-    costs: Tensor, lengths: Lengths, gamma: float, bandwidth: float, in_cells: bool, with_gradient: bool, pairs: Tensor
+    costs: Tensor,
+    lengths: Lengths,
+    gamma: float,
+    bandwidth: float,
+    in_cells: bool,
+    with_gradient: bool,
+    pairs: Tensor,
+    form: Any,
 ) -> tuple[Tensor, Tensor | None]:
     inside = band(lengths, costs, bandwidth, in_cells) if bandwidth >= 0 else None
-    values, alignment = diagonals.solve(costs, lengths, inside, gamma, with_gradient)
+    values, alignment = form.solve(costs, lengths, inside, gamma, with_gradient)
     if inside is not None:
         check_reached(values, pairs, lengths, gamma, bandwidth)
     return values, alignment
@@ -165,52 +179,3 @@ def empty_outputs(x: Tensor, y: Tensor, with_gradient: bool) -> tuple[Tensor, Te
 def empty_cost_outputs(cost: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor]:
     values = torch.empty(cost.shape[0], dtype=value_type(cost), device=cost.device)
     return values, cost.new_empty(cost.shape[0] if with_gradient else 0, *cost.shape[1:])
-
-
-dtw_fwd = torch.library.custom_op("gated::dtw_fwd", forward, mutates_args=())
-dtw_cost_fwd = torch.library.custom_op("gated::dtw_cost_fwd", cost_forward, mutates_args=())
-dtw_bwd = torch.library.custom_op("gated::dtw_bwd", backward, mutates_args=())
-
-
-@dtw_fwd.register_fake
-def _(
-    x: Tensor,
-    y: Tensor,
-    lengths: Tensor | None,
-    cost: str,
-    gamma: float,
-    bandwidth: float,
-    in_cells: bool,
-    radius: int,
-    with_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return empty_outputs(x, y, with_gradient)
-
-
-@dtw_cost_fwd.register_fake
-def _(
-    cost: Tensor, lengths: Tensor | None, gamma: float, bandwidth: float, in_cells: bool, with_gradient: bool
-) -> tuple[Tensor, Tensor]:
-    return empty_cost_outputs(cost, with_gradient)
-
-
-@dtw_bwd.register_fake
-def _(dvalues: Tensor, unit: Tensor) -> Tensor:
-    return torch.empty_like(unit)
-
-
-def _setup(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    ctx.others = len(inputs) - (len(output) - 1)
-    ctx.save_for_backward(*output[1:])
-
-
-def _backward(ctx: Any, dvalues: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    wanted = ctx.needs_input_grad
-    gradients = [
-        dtw_bwd(dvalues, unit) if need else None for unit, need in zip(ctx.saved_tensors, wanted, strict=False)
-    ]
-    return *gradients, *(None,) * ctx.others
-
-
-dtw_fwd.register_autograd(_backward, setup_context=_setup)
-dtw_cost_fwd.register_autograd(_backward, setup_context=_setup)

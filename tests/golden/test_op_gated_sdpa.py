@@ -1,29 +1,34 @@
-"""Every golden case of gated attention: output and all gradients."""
+"""Every golden case of gated attention: output and all gradients, in each form."""
 
 from __future__ import annotations
 
 import golden
+import operators
 import pytest
 import torch
 from families import FOLDER, golden_cases
 
 from toolkit.kernels.gated_sdpa import gated_sdpa
 
-TOLERANCE = 1e-5
 NAMES = ("q", "k", "v", "gate")
 
 
-@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("form", operators.FORMS)
 @pytest.mark.parametrize("name", golden_cases("op_gated_sdpa"))
-def test_op_gated_sdpa(name: str, backend: str) -> None:
+def test_op_gated_sdpa(name: str, form: str) -> None:
     case = golden.load(name, FOLDER)
-    *inputs, grad_out = (torch.from_numpy(case.input(key)).float() for key in (*NAMES, "grad_out"))
-    for x in inputs:
-        x.requires_grad_()
     assert case.config["layout"] == "BTHD"
+    scale, causal = case.config.get("scale"), case.config["causal"]
+    inputs = operators.golden_inputs(case, NAMES, form)
+    grad_out = torch.from_numpy(case.input("grad_out"))
 
-    o = gated_sdpa(*inputs, scale=case.config.get("scale"), causal=case.config["causal"], backend=backend)
-    gradients = torch.autograd.grad((o * grad_out).sum(), inputs)
-    outputs = {"o": o.detach(), **{f"d{key}": x for key, x in zip(NAMES, gradients, strict=True)}}
-    for output in case.golden:
-        case.check(output, outputs[output], TOLERANCE)
+    def attention(*tensors: torch.Tensor) -> torch.Tensor:
+        return gated_sdpa(*tensors, scale=scale, causal=causal, backend=form)
+
+    found = operators.gradients(attention, inputs, grad_out)
+    results = dict(zip(("o", *(f"d{name}" for name in NAMES)), found, strict=True))
+    operators.check_golden(case, {output: results[output] for output in case.golden})
+
+
+def test_cases_are_found() -> None:
+    assert golden_cases("op_gated_sdpa")

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import InputError
+from toolkit.kernels import bidirectional_gla as operator
 from toolkit.kernels._common import chunks, gated_scan
-from toolkit.kernels.bidirectional_gla import bidirectional_gla, cpu, reference
+from toolkit.kernels.bidirectional_gla import bidirectional_gla, reference
 from toolkit.kernels.gla import gla
 
 
@@ -162,7 +163,7 @@ def test_nothing_to_do(shape: tuple[int, int]) -> None:
 def test_gradcheck_of_the_definition(packed: list[int] | None) -> None:
     bounds = None if packed is None else torch.tensor(packed)
     inputs = [x.detach().double().requires_grad_() for x in example(1, 7, 1, 3, 2)]
-    assert torch.autograd.gradcheck(lambda *x: reference.bidirectional_gla(*x, 0.5, bounds), inputs)
+    assert torch.autograd.gradcheck(lambda *x: reference.bidirectional_gla(*x, bounds, 0.5), inputs)
 
 
 @pytest.mark.parametrize("name", ["g_forward", "g_backward"])
@@ -173,7 +174,7 @@ def test_errors(name: str) -> None:
 
 
 def test_operator_check() -> None:
-    torch.library.opcheck(cpu.bidirectional_gla_fwd, (*example(1, 5, 2, 4, 6), None, 0.5))
+    torch.library.opcheck(operator._forward, (*example(1, 5, 2, 4, 6), None, 0.5, "torch"))
 
 
 def test_compile_and_export() -> None:

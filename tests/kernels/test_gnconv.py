@@ -1,19 +1,24 @@
-"""The gated recursive convolution for CPUs against its definition in float64."""
+"""The fast forms of the gated recursive convolution against its definition in float64."""
 
 from __future__ import annotations
 
 import math
 
+import operators
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from toolkit.errors import InputError
+from toolkit.kernels import gnconv as operator
 from toolkit.kernels.gnconv import Weights, cpu, gated_recursion, gnconv, gnconv_steps, reference
 
+needs_triton = pytest.mark.skipif("triton" not in operators.FORMS, reason="needs triton")
 
-def example(d=8, order=3, k=7, c=None, out=None, size=(2, 5, 6), dtype=torch.float32) -> list[Tensor]:
+
+def example(d=8, order=3, k=7, c=None, out=None, size=(2, 5, 6), dtype=torch.float32, form="torch") -> list[Tensor]:
     """x, then the weights in a row."""
     draws = torch.Generator().manual_seed(0)
     c, widths = c or d, [d >> (order - 1 - i) for i in range(order)]
@@ -23,7 +28,7 @@ def example(d=8, order=3, k=7, c=None, out=None, size=(2, 5, 6), dtype=torch.flo
     shapes += [] if out == 0 else [(out or d, d, 1, 1), (out or d,)]
     fans = [1, *(math.prod(s[1:]) for s in shapes[1:])]
     values = [torch.randn(s, generator=draws) / fan**0.5 for s, fan in zip(shapes, fans, strict=True)]
-    return [value.to(dtype).requires_grad_() for value in values]
+    return [value.to(operators.device_of(form), dtype).requires_grad_() for value in values]
 
 
 def bundle(flat: list[Tensor], order: int = 3) -> Weights:
@@ -34,7 +39,7 @@ def bundle(flat: list[Tensor], order: int = 3) -> Weights:
 def results(inputs: list[Tensor], order: int = 3, **options) -> list[Tensor]:
     x, *flat = inputs
     y = gnconv(x, bundle(flat, order), **options)
-    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
     return [y.detach(), *torch.autograd.grad(y, inputs, dy)]
 
 
@@ -42,9 +47,9 @@ def double(inputs: list[Tensor]) -> list[Tensor]:
     return [x.detach().double().requires_grad_() for x in inputs]
 
 
-def check(inputs: list[Tensor], order: int = 3, tolerance: float = 2e-6, **options) -> None:
-    exact = results(double(inputs), order, **options)
-    for got, true in zip(results(inputs, order, **options), exact, strict=True):
+def check(inputs: list[Tensor], order: int = 3, tolerance: float = 2e-6, form: str = "torch", **options) -> None:
+    exact = results(double(inputs), order, backend="reference", **options)
+    for got, true in zip(results(inputs, order, backend=form, **options), exact, strict=True):
         assert got.isfinite().all()
         assert (got.double() - true).norm() <= tolerance * true.norm()
 
@@ -52,6 +57,30 @@ def check(inputs: list[Tensor], order: int = 3, tolerance: float = 2e-6, **optio
 @pytest.mark.parametrize(("d", "order"), [(8, 1), (8, 2), (8, 3), (16, 4), (32, 5), (4, 3), (24, 4)])
 def test_orders(d: int, order: int) -> None:
     check(example(d, order), order, scale=1 / 3)
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("d", "order", "size"),
+    [(4, 1, (2, 3, 4)), (4, 3, (2, 5, 6)), (40, 2, (1, 9, 8)), (8, 2, (1, 1, 1)), (4, 2, (3, 2, 2)), (8, 3, (0, 5, 6))],
+)
+def test_triton_equals_definition(d: int, order: int, size: tuple[int, int, int]) -> None:
+    if size[0]:
+        check(example(d, order, 3, size=size, form="triton"), order, form="triton", scale=1 / 3)
+    else:
+        y, *gradients = results(example(d, order, 3, size=size, form="triton"), order, backend="triton")
+        assert y.shape == (0, 8, 5, 6)
+        assert not any(x.any() for x in gradients)
+
+
+@needs_triton
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2e-2), (torch.float16, 4e-3)])
+def test_triton_in_low_precision(dtype: torch.dtype, tolerance: float) -> None:
+    inputs = example(4, k=3, dtype=dtype, form="triton")
+    exact = results(double(inputs), backend="reference")
+    for value, true in zip(results(inputs, backend="triton"), exact, strict=True):
+        assert value.dtype == dtype
+        assert (value.double() - true).norm() <= tolerance * true.norm()
 
 
 @pytest.mark.parametrize("k", [1, 3, 5, 7])
@@ -75,10 +104,11 @@ def test_order_one_is_a_gated_convolution() -> None:
     torch.testing.assert_close(gnconv(x, w), F.conv2d(gated, w.proj_out_weight, w.proj_out_bias))
 
 
-def test_steps_and_their_gradients() -> None:
-    inputs = example()
+@pytest.mark.parametrize("form", operators.FORMS[1:])
+def test_steps_and_their_gradients(form: str) -> None:
+    inputs = example(form=form)
     runs = []
-    for backend in ("torch", "reference"):
+    for backend in (form, "reference"):
         y, steps = gnconv_steps(inputs[0], bundle(inputs[1:]), backend=backend)
         assert [step.shape[1] for step in steps] == [2, 4, 8]
         loss = y.sum() + sum((i + 1) * step.square().sum() for i, step in enumerate(steps))
@@ -87,17 +117,18 @@ def test_steps_and_their_gradients() -> None:
     torch.testing.assert_close(*runs, rtol=1e-4, atol=1e-2)
 
 
-def test_recursion_alone() -> None:
+@pytest.mark.parametrize("form", operators.FORMS[1:])
+def test_recursion_alone(form: str) -> None:
     draws = torch.Generator().manual_seed(0)
     shapes = (2, 2, 3, 4), (2, 14, 3, 4), (4, 2, 1, 1), (8, 4, 1, 1), (4,), (8,)
-    inputs = [torch.randn(s, generator=draws).requires_grad_() for s in shapes]
+    inputs = [torch.randn(s, generator=draws).to(operators.device_of(form)).requires_grad_() for s in shapes]
     runs = []
-    for backend in ("torch", "reference"):
+    for backend in (form, "reference"):
         steps = gated_recursion(*inputs[:2], inputs[2:4], inputs[4:], backend=backend)
         runs.append((steps, torch.autograd.grad(steps[-1].square().sum(), inputs)))
     torch.testing.assert_close(*runs, rtol=1e-4, atol=1e-4)
     half = [x.detach().bfloat16() for x in inputs]
-    assert gated_recursion(*half[:2], half[2:4], half[4:])[-1].dtype == torch.bfloat16
+    assert gated_recursion(*half[:2], half[2:4], half[4:], backend=form)[-1].dtype == torch.bfloat16
 
 
 def test_gradcheck_twice() -> None:
@@ -179,11 +210,23 @@ def test_errors_of_the_recursion() -> None:
             gated_recursion(*arguments)
 
 
-def test_operator_check() -> None:
-    _, *flat = example(k=3)
-    a, b = torch.randn(2, 2, 5, 6, requires_grad=True), torch.randn(2, 14, 5, 6, requires_grad=True)
-    torch.library.opcheck(cpu.depthwise_fwd, (b, flat[2], flat[3]))
-    torch.library.opcheck(cpu.gnconv_chain_fwd, (a, b, flat[4:6], flat[6:8]))
+@pytest.mark.parametrize("form", operators.FORMS[1:])
+def test_operator_check(form: str) -> None:
+    _, *flat = example(4, k=3, form=form)
+    a, b = (torch.randn(1, c, 2, 3, device=flat[0].device, requires_grad=True) for c in (1, 7))
+    if form == "torch":
+        torch.library.opcheck(operator._depthwise, (b, flat[2], flat[3]))
+    torch.library.opcheck(operator._chain, (a, b, flat[4:6], flat[6:8], form))
+
+
+def test_fake_tensors_of_a_gpu_that_is_not_there() -> None:
+    with FakeTensorMode():
+        a, b = torch.empty(2, 2, 5, 6, device="cuda"), torch.empty(2, 6, 5, 6, device="cuda")
+        weight, bias = torch.empty(4, 2, 1, 1, device="cuda"), torch.empty(4, device="cuda")
+        steps = operator._chain(a, b, [weight], [bias], "triton")
+        gradients = operator._chain_backward([None, steps[1]], a, b, steps, [weight], [bias], "triton")
+    assert [s.shape[1] for s in steps] == [2, 4]
+    assert [g.shape for g in gradients] == [t.shape for t in (a, b, weight, bias)]
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch"])

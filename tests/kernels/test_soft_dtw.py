@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import itertools
 
+import operators
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from toolkit.errors import InputError
+from toolkit.kernels import soft_dtw as operator
 from toolkit.kernels.soft_dtw import cpu, diagonals, dtw, fast, reference, soft_dtw, soft_dtw_from_costs
 
 COSTS = ["sqeuclidean", "l2", "l1"]
+needs_triton = pytest.mark.skipif("triton" not in operators.FORMS, reason="needs triton")
 
 
-def example(B=3, N=7, M=6, D=2, dtype=torch.float32) -> list[Tensor]:
-    draws = torch.Generator().manual_seed(0)
-    return [torch.randn(B, n, D, generator=draws).to(dtype).requires_grad_() for n in (N, M)]
+def example(B=3, N=7, M=6, D=2, dtype=torch.float32, form="torch") -> list[Tensor]:
+    draws, device = torch.Generator().manual_seed(0), operators.device_of(form)
+    return [torch.randn(B, n, D, generator=draws).to(device, dtype).requires_grad_() for n in (N, M)]
 
 
 def results(inputs: list[Tensor], **options) -> list[Tensor]:
     values = soft_dtw(*inputs, **options)
-    weights = torch.linspace(-1, 2, len(values)).to(values.dtype)
+    weights = torch.linspace(-1, 2, len(values)).to(values)
     return [values.detach(), *torch.autograd.grad(values, inputs, weights)]
 
 
-def check(inputs: list[Tensor], **options) -> None:
+def check(inputs: list[Tensor], form: str = "torch", **options) -> None:
     exact = results([t.detach().double().requires_grad_() for t in inputs], backend="reference", **options)
-    for got, true in zip(results(inputs, **options), exact, strict=True):
+    for got, true in zip(results(inputs, backend=form, **options), exact, strict=True):
         assert got.isfinite().all()
         assert (got - true).norm() <= 1e-6 * true.norm().clamp_min(1e-3)
 
@@ -73,6 +77,66 @@ def test_lengths_and_bands(bandwidth: int | float | None, gamma: float, group: i
     monkeypatch.setattr(diagonals, "GROUP", group)
     lengths = [(9, 8), (7, 9), (5, 5), (8, 8), (9, 7)]
     check(example(5, 9, 9), lengths=lengths, bandwidth=bandwidth, gamma=gamma)
+
+
+@needs_triton
+@pytest.mark.parametrize("gamma", [0.0, 0.01, 1.0])
+@pytest.mark.parametrize(
+    ("sizes", "options"),
+    [
+        ((1, 1, 1), {}),
+        ((1, 1, 5), {"cost": "l1"}),
+        ((1, 5, 1), {"cost": "l2"}),
+        ((2, 6, 5), {"lengths": [(6, 5), (4, 2)]}),
+        ((2, 5, 6), {"bandwidth": 1}),
+        ((2, 6, 4), {"bandwidth": 0.3, "lengths": [(6, 4), (3, 4)]}),
+    ],
+)
+def test_triton_equals_definition(sizes: tuple[int, int, int], options: dict, gamma: float) -> None:
+    check(example(*sizes, form="triton"), "triton", gamma=gamma, **options)
+
+
+@needs_triton
+@pytest.mark.parametrize("gamma", [0.0, 1e-3, 1e3])
+@pytest.mark.parametrize("size", [1e-8, 1e15])
+def test_triton_on_extreme_costs(gamma: float, size: float) -> None:
+    inputs = [(size * t.detach()).requires_grad_() for t in example(1, 4, 3, form="triton")]
+    check(inputs, "triton", gamma=gamma, bandwidth=2)
+
+
+@needs_triton
+def test_triton_groups_and_choice_between_equal_ways(monkeypatch) -> None:
+    from toolkit.kernels.soft_dtw import triton as kernels
+
+    monkeypatch.setattr(kernels, "CELLS", 20)
+    costs = torch.zeros(3, 3, 3, device=operators.TRITON_DEVICE, requires_grad=True)
+    values = soft_dtw_from_costs(costs, gamma=0.0, backend="triton")
+    (path,) = torch.autograd.grad(values.sum(), costs)
+    torch.testing.assert_close(path.cpu(), torch.tensor([[1.0, 1, 1], [0, 0, 1], [0, 0, 1]]).expand(3, 3, 3))
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_triton_types(dtype: torch.dtype) -> None:
+    inputs = example(1, 4, 5, dtype=dtype, form="triton")
+    got = results(inputs, backend="triton")
+    assert [t.dtype for t in got] == [torch.promote_types(dtype, torch.float32), dtype, dtype]
+    exact = results([t.detach().double().requires_grad_() for t in inputs], backend="reference")
+    for value, true in zip(got, exact, strict=True):
+        assert (value.double() - true).norm() <= 5e-3 * true.norm()
+
+
+@needs_triton
+def test_triton_has_a_longest_sequence() -> None:
+    with pytest.raises(InputError, match="backend=triton asks soft_dtw for triton, but x has 2049 points, over 2048"):
+        dtw(torch.zeros(1, 2049, 1), torch.zeros(1, 2, 1), backend="triton")
+
+
+def test_fake_tensors_of_a_gpu_that_is_not_there() -> None:
+    with FakeTensorMode():
+        x, y = torch.empty(3, 7, 2, device="cuda"), torch.empty(3, 6, 2, device="cuda")
+        found = operator._forward(x, y, None, "l2", 1.0, -1.0, True, -1, True, "triton")
+    assert [t.shape for t in found] == [(3,), x.shape, y.shape]
 
 
 @pytest.mark.parametrize("bandwidth", [None, 3, 0.4])
@@ -272,11 +336,13 @@ def test_errors_of_the_others() -> None:
             call()
 
 
-def test_operator_check() -> None:
-    x, y = example()
-    lengths = torch.tensor([(7, 6), (5, 6), (1, 2)])
-    torch.library.opcheck(cpu.dtw_fwd, (x, y, lengths, "l2", 0.5, 0.6, False, -1, True))
-    torch.library.opcheck(cpu.dtw_cost_fwd, (torch.rand(2, 4, 5, requires_grad=True), None, 0.5, 3.0, True, True))
+@pytest.mark.parametrize("form", operators.FORMS[1:])
+def test_operator_check(form: str) -> None:
+    x, y = example(3, 3, 2, form=form)
+    lengths = torch.tensor([(3, 2), (2, 2), (1, 2)])
+    torch.library.opcheck(operator._forward, (x, y, lengths, "l2", 0.5, 0.6, False, -1, True, form))
+    costs = torch.rand(2, 3, 2, device=x.device, requires_grad=True)
+    torch.library.opcheck(operator._cost_forward, (costs, None, 0.5, 3.0, True, True, form))
 
 
 def test_compile_and_export() -> None:
