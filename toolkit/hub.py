@@ -22,6 +22,8 @@ from toolkit.engine import checkpoint
 from toolkit.engine.run import Run
 from toolkit.errors import DataNotFoundError, InputError
 
+TIMM = "timm/"  # an architecture of this prefix is created by timm
+
 
 @dataclass(frozen=True)
 class Pretrained:
@@ -39,6 +41,10 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
     Raises:
         InputError: unknown name or argument, with the nearest known one.
     """
+    if name.startswith(TIMM):
+        from toolkit.tasks.classify.backbones import create_backbone
+
+        return create_backbone(name.removeprefix(TIMM), **arguments)
     cls = registry.models.load(name)
     return cls(**signature_config(cls).build(arguments).model_dump())
 

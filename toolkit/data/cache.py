@@ -123,6 +123,25 @@ def find(card: Card, file: str | None = None, *, path: str | Path | None = None,
     return found
 
 
+def find_folder(card: Card, pattern: str = "*.parquet") -> Path:
+    """The first searched folder with files of a pattern; those that the card knows are verified.
+
+    Raises:
+        DataNotFoundError: there is none, or a known file has another checksum.
+    """
+    for folder in search_folders(card):
+        if any(folder.glob(pattern)):
+            for file in card.files:
+                if (folder / file).is_file():
+                    verify(card, file, folder / file)
+            return folder
+    looked = ", ".join(map(str, search_folders(card)))
+    raise DataNotFoundError(
+        f"{card.name}: no {pattern} found (looked in {looked})",
+        f"{card.obtain} and put the files into $TOOLKIT_DATA/{card.name}/, or give the folder as --data",
+    )
+
+
 def _not_found(card: Card, file: str) -> DataNotFoundError:
     looked = ", ".join(map(str, search_folders(card)))
     if not card.embedded and user_dir() is None:

@@ -39,11 +39,6 @@ class Card(BaseModel):
         obtain: what to fetch from where, for sets without a direct link.
         files: by name.
         folders: other names of the folder, as popular downloads call it.
-        rows: rows as read.
-        columns: number of variates.
-        freq: step between rows as a pandas alias.
-        split: rule of the train, validation and test borders.
-        season: rows in the natural season.
         embedded: the files come with the toolkit.
     """
 
@@ -53,7 +48,7 @@ class Card(BaseModel):
     family: str
     package: Path
     title: str
-    tasks: tuple[str, ...] = ("forecast",)
+    tasks: tuple[str, ...]
     licence: str
     homepage: str
     citation: str
@@ -61,11 +56,6 @@ class Card(BaseModel):
     obtain: str = ""
     files: dict[str, File]
     folders: tuple[str, ...] = ()
-    rows: int
-    columns: int
-    freq: str
-    split: str
-    season: int
     embedded: bool = False
 
     @property
@@ -74,16 +64,54 @@ class Card(BaseModel):
         return next(iter(self.files))
 
 
+class TableCard(Card):
+    """A table of numbers over time.
+
+    Attributes:
+        rows: rows as read.
+        columns: number of variates.
+        freq: step between rows as a pandas alias.
+        split: rule of the train, validation and test borders.
+        season: rows in the natural season.
+    """
+
+    tasks: tuple[str, ...] = ("forecast",)
+    rows: int
+    columns: int
+    freq: str
+    split: str
+    season: int
+
+
+class ImageCard(Card):
+    """Labelled images.
+
+    Attributes:
+        images: their number by split.
+        classes: number of classes.
+        size: height and width.
+        mean, std: channel statistics of the training images, of values in [0, 1].
+    """
+
+    tasks: tuple[str, ...] = ("classify",)
+    images: dict[str, int]
+    classes: int
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
 def card(name: str) -> Card:
-    """The card of a named set, matched without regard to case.
+    """The card of a named set, matched without regard to case: a ``TableCard`` or an ``ImageCard``.
 
     Raises:
         InputError: unknown name; the message offers the nearest ones.
     """
     entry = registry.datasets.entry(name)
     module: ModuleType = entry.load()
-    path = Path(module.__file__ or "")
-    return Card(name=entry.name, family=path.stem, package=path.parent, **module.CARDS[entry.name])
+    path, literal = Path(module.__file__ or ""), module.CARDS[entry.name]
+    kind = ImageCard if "images" in literal else TableCard
+    return kind(name=entry.name, family=path.stem, package=path.parent, **literal)
 
 
 def reader(name: str) -> ModuleType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,7 @@ def train_seeds(make: MakeJob, config: TrainConfig, run: Run, device: str, log: 
 
     Bad input is found before anything is written: the first seed's data and model are made first.
     """
-    accelerator = make_accelerator(config, device)
+    accelerator, fresh = make_accelerator(config, device), not run.folder.exists()
     job = build(make(config.model_copy(update={"seeds": config.seeds[:1]})))
     log.say(f"device: {accelerator.device}; folder: {run.folder}")
     try:
@@ -35,7 +36,10 @@ def train_seeds(make: MakeJob, config: TrainConfig, run: Run, device: str, log: 
         else:
             _train_several(make, config, run, device, log)
     except (Exception, KeyboardInterrupt) as error:
-        if not isinstance(error, InputError):
+        if isinstance(error, InputError) and fresh and not any(run.folder.rglob("checkpoints")):
+            if accelerator.is_main_process:  # a file that could not be read: as if it had been found before the start
+                shutil.rmtree(run.folder, ignore_errors=True)
+        else:
             log.say(f"stopped; go on with --resume {run.folder}")
         raise
 
@@ -83,8 +87,7 @@ def _measured(job: Any, run: Run, accelerator: Accelerator, log: Log) -> dict[st
     started = time.perf_counter()
     build(job)
     summary = job.summary()
-    windows = ", ".join(f"{name} {count:,}" for name, count in summary["windows"].items())
-    log.say(f"{summary['model']} on {summary['data']}: {summary['parameters']:,} parameters; windows: {windows}")
+    log.say("; ".join(f"{name} {_shown(value)}" for name, value in summary.items()))
     with cpu_threads(job, accelerator.device):
         progress = loop.fit(job, run, accelerator, log)
         measured = job.conclude(run, accelerator)
@@ -98,6 +101,12 @@ def _measured(job: Any, run: Run, accelerator: Accelerator, log: Log) -> dict[st
         "published": job.config.published.model_dump(),
         "reference": job.config.reference.model_dump(),
     }
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {count:,}" for name, count in value.items())
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def build(job: Any) -> Any:
