@@ -29,7 +29,8 @@ ALLOWED = {
     "hub": BASE | {"data", "blocks", "engine", "tasks"},
     "export": BASE | {"data", "blocks", "engine", "tasks"},
     "api": BASE | {"kernels", "data", "blocks", "datasets", "engine", "tasks", "hub", "export"},
-    "cli": BASE | {"kernels", "data", "engine", "api", "hub", "export"},
+    "suites": BASE | {"engine", "tasks", "api"},
+    "cli": BASE | {"kernels", "data", "engine", "api", "suites", "hub", "export"},
 }
 
 

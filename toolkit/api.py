@@ -19,7 +19,9 @@ import yaml
 from toolkit import hub, registry
 from toolkit.config import IN_MEMORY, Layer, figures_owner, recipe_layers, recipe_task, signature_config, to_yaml
 from toolkit.data import cache
+from toolkit.data.cards import ImageCard
 from toolkit.data.cards import card as data_card
+from toolkit.data.images import read_images
 from toolkit.data.tables import read_table
 from toolkit.engine import loop, report, session
 from toolkit.engine.checkpoint import write_folder
@@ -185,7 +187,7 @@ def evaluate(
         raise InputError(f"unknown split {split!r}", "There are train, val and test")
     if out:
         check_free(Path(out))
-    job = _restored(task, run, model, data, overrides, download)
+    job = restored(task, run, model, data, overrides, download)
     accelerator = make_accelerator(job.config, device)
     job.model.to(accelerator.device)
     measured = {
@@ -220,7 +222,7 @@ def predict(
     Returns:
         The prediction as the task gives it; for a forecast a data frame.
     """
-    job = _restored(task, run, model, None, overrides, False)
+    job = restored(task, run, model, None, overrides, False)
     prediction = job.predict(inputs)
     if output is not None:
         job.write_prediction(prediction, inputs, Path(output))
@@ -268,12 +270,17 @@ def dataset(action: str, name: str | None = None) -> dict[str, Any]:
             raise InputError(f"toolkit data {action} needs a data set", "`toolkit list datasets` shows all")
         return {"TOOLKIT_DATA": cache.user_dir() or "(not set)", "cache": cache.cache_dir()}
     if action == "check" and name not in registry.datasets:
-        return read_table(name).summary()
-    card = data_card(name)
+        return (read_images if Path(name).is_dir() else read_table)(name).summary()
+    card, module = data_card(name), registry.datasets.load(name)
+    if isinstance(card, ImageCard):
+        folder = None if card.embedded else cache.find_folder(card)
+        return {"folder": str(folder or "embedded")} | (
+            {} if action == "path" else module.read(card.name, folder).summary()
+        )
     paths = {file: cache.find(card, file, download=action == "get") for file in card.files}
     if action == "path":
         return {file: str(path) for file, path in paths.items()}
-    table = registry.datasets.load(name).read(card.name, next(iter(paths.values())))
+    table = module.read(card.name, next(iter(paths.values())))
     return {**{file: str(path) for file, path in paths.items()}, **table.summary()}
 
 
@@ -341,7 +348,7 @@ def bench(kind: str, name: str | None = None, *, repeats: int = 9, aot: bool = F
     return [row | {"wrong": "ratio" not in row} for row in kernels_bench.run(name, repeats)]
 
 
-def _restored(task: str, run: Any, model: Any, data: Any, overrides: Any, download: bool) -> Any:
+def restored(task: str, run: Any, model: Any, data: Any, overrides: Any, download: bool) -> Any:
     """A task around a trained model, with the settings it was trained with."""
     if (run is None) == (model is None):
         raise InputError("name the trained model by one of --run and --model")

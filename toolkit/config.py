@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -213,7 +214,8 @@ def nested(key: str, value: Any) -> Layer:
 
 def to_yaml(config: Config, comments: bool = False) -> str:
     """The configuration as YAML that can be passed back as a recipe; optionally one comment per field."""
-    text = yaml.safe_dump(config.layer(), sort_keys=False, allow_unicode=True, width=100)
+    width = sys.maxsize if comments else 100  # a comment cannot follow a part of a text
+    text = yaml.safe_dump(config.layer(), sort_keys=False, allow_unicode=True, width=width)
     if not comments:
         return text
     lines, explained = [], _explanations(config)

@@ -175,7 +175,8 @@ families = Registry("family", _pretrained)
 def describe(model: Any) -> dict[str, Any]:
     """Architecture name and constructor arguments of a model, enough to build it again.
 
-    A model keeps each constructor argument as an attribute of the same name (as scikit-learn's estimators do).
+    A model keeps each constructor argument as an attribute of the same name (as scikit-learn's estimators do); one that
+    is a model itself is described in the same way.
 
     Raises:
         InputError: the model's class is not registered, or an argument cannot be read back.
@@ -193,4 +194,5 @@ def describe(model: Any) -> dict[str, Any]:
     if missing:
         raise InputError(f"{cls.__qualname__} does not keep its constructor argument {missing[0]!r}")
     arguments = {name: getattr(model, name) for name in inspect.signature(cls).parameters}
+    arguments = {name: describe(value) if hasattr(value, "state_dict") else value for name, value in arguments.items()}
     return {"task": entry.group, "architecture": entry.name, "arguments": arguments}

@@ -24,10 +24,10 @@ from toolkit.data.cache import find
 from toolkit.data.stamps import CALENDAR, calendar_features, calendar_kind, future_stamps
 from toolkit.data.tables import Table, read_table
 from toolkit.errors import InputError, nearest
+from toolkit.tasks.forecast.crossval import Borders, cutoff_borders
 
 Split = Literal["train", "val", "test"]
 Mode = Literal["M", "S", "MS"]
-Borders = dict[str, tuple[int, int]]
 
 SPLITS = ("ett_hour", "ett_minute", "ratio_7_1_2", "ratio_6_2_2", "solar", "pems")
 """Rules of the borders between training, validation and test rows."""
@@ -210,7 +210,7 @@ def _fill_within(values: NDArray[np.float32], borders: Borders) -> None:
 
 def read_source(
     source: Any, *, path: str | Path | None = None, download: bool = False, **options: Any
-) -> tuple[Table, cards.Card | None]:
+) -> tuple[Table, cards.TableCard | None]:
     """Read a named data set by its own rules, or any other table by the general ones.
 
     Args:
@@ -231,6 +231,8 @@ def read_source(
             raise InputError(f"{source!r} is neither a data set nor a file", hint)
         return read_table(source if path is None else path, **options), None
     card = cards.card(source)
+    if not isinstance(card, cards.TableCard):
+        raise InputError(f"{card.name} is no table", f"It is a data set of {' and '.join(card.tasks)}")
     return cards.reader(card.name).read(card.name, find(card, path=path, download=download), **options), card
 
 
@@ -240,6 +242,7 @@ def load_data(
     lookback: int,
     horizon: int,
     split: str | None = None,
+    cutoff: int | None = None,
     mode: Mode | None = None,
     target: str | None = None,
     columns: Sequence[str] | None = None,
@@ -257,6 +260,7 @@ def load_data(
         lookback: L.
         horizon: H.
         split: one of ``SPLITS``; None takes the set's own, ``ratio_7_1_2`` for the user's own table.
+        cutoff: instead of a split, the number of rows before the only tested window (``cutoff_borders``).
         mode: ``M`` scores all columns, ``MS`` the target alone, ``S`` drops all but the target; None means ``MS`` if a
             target is named, else ``M``.
         target: the scored column; ``OT`` (or the last) of a named set if a mode needs one and none is named.
@@ -284,9 +288,11 @@ def load_data(
         position = table.index(target, "target column")
         if mode == "S":
             table, position = table.select([target]), 0
-    borders = _check_windows(
-        table.name, split or (card.split if card else "ratio_7_1_2"), table.rows, lookback, horizon
-    )
+    if cutoff is None:
+        rule = split or (card.split if card else "ratio_7_1_2")
+        borders = _check_windows(table.name, rule, table.rows, lookback, horizon)
+    else:
+        borders = cutoff_borders(table.name, cutoff, table.rows, lookback, horizon)
     values, mean, std = standardise(table, borders["train"][1])
     _fill_within(values, borders)
     return ForecastData(

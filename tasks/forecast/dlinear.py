@@ -21,6 +21,7 @@ class DLinear(nn.Module):
     """
 
     uses_marks = False
+    takes = "series"  # as a host of the gate (``gated.py``)
 
     def __init__(self, lookback: int, horizon: int, *, kernel_size: int = 25):
         super().__init__()
@@ -36,10 +37,13 @@ class DLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map standardised values ``[B, L, D]`` to ``[B, H, D]``."""
-        series = x.transpose(1, 2)
+        return self.encode(x.transpose(1, 2)).transpose(1, 2)
+
+    def encode(self, series: Tensor) -> Tensor:
+        """Map ``[..., D, L]`` to ``[..., D, H]``: the forecast is all that the model knows of a series."""
         margin = self.kernel_size // 2
         trend = F.avg_pool1d(F.pad(series, (margin, margin), mode="replicate"), self.kernel_size, stride=1)
-        return (self.seasonal(series - trend) + self.trend(trend)).transpose(1, 2)
+        return self.seasonal(series - trend) + self.trend(trend)
 
 
 VARIANTS = {"dlinear": "DLinear"}

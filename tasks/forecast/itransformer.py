@@ -29,6 +29,7 @@ class ITransformer(nn.Module):
     """
 
     uses_marks = True
+    takes, own_head = "variates", "projection"  # as a host of the gate (``gated.py``)
 
     def __init__(
         self,
@@ -64,11 +65,18 @@ class ITransformer(nn.Module):
         """Map standardised values ``[B, L, D]`` and calendar marks ``[B, L, F]`` to ``[B, H, D]``."""
         series, mean, scale = instance_normalise(x.transpose(1, 2))
         variates = series if marks is None else torch.cat((series, marks.transpose(1, 2)), dim=1)
-        tokens = self.drop(self.embedding(variates))  # [B, D + F, dim]
+        tokens = self.encode(self.embed(variates))[:, : x.shape[2]]
+        return torch.addcmul(mean, self.projection(tokens), scale).transpose(1, 2)
+
+    def embed(self, series: Tensor) -> Tensor:
+        """One token of each series: ``[B, D, L]`` to ``[B, D, dim]``."""
+        return self.drop(self.embedding(series))
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Attention over the variates: ``[B, D, dim]`` to ``[B, D, dim]``."""
         for layer in self.layers:
             tokens = layer(tokens)
-        forecast = self.projection(self.norm(tokens[:, : x.shape[2]]))
-        return torch.addcmul(mean, forecast, scale).transpose(1, 2)
+        return self.norm(tokens)
 
 
 VARIANTS = {"itransformer": "ITransformer"}

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from toolkit import registry
+from toolkit.data.long import ID, TIME
 from toolkit.data.tables import Table
 from toolkit.engine.report import label
 from toolkit.errors import InputError, require
@@ -35,7 +36,9 @@ def predict_table(task: Forecast, source: Any) -> pd.DataFrame:
 
     Returns:
         One row per step: its time stamp (or row number), each column's forecast in original units, and
-        ``<column>_lower`` and ``<column>_upper`` where the model carries calibrated intervals.
+        ``<column>_lower`` and ``<column>_upper`` where the model carries calibrated intervals. For a long table one row
+        per series and step: ``unique_id``, ``ds``, ``<model>``, and ``<model>-lo-90``, ``<model>-hi-90`` for a coverage
+        of 0.9.
 
     Raises:
         InputError: too few rows, a missing column, or values that cannot be used.
@@ -51,26 +54,50 @@ def predict_table(task: Forecast, source: Any) -> pd.DataFrame:
         std=std,
         lookback=task.config.lookback,
         horizon=task.config.horizon,
-        marks=getattr(task.model, "uses_marks", False),
+        marks=task.marks,
     )
     task.model.eval()
     forecast = inverse(task.model(*model_inputs(future.x, future.marks))[0], mean, std)
-    stamped = isinstance(future.stamps, pd.DatetimeIndex)
+    scored = [trained["columns"].index(column) for column in _outputs(task)]
+    half = None if task.half_width is None else task.half_width.double().numpy() * std[scored]
+    shape = _long if table.long else _wide
+    return shape(task, future.stamps, forecast[:, scored], half)
+
+
+def _wide(task: Forecast, stamps: pd.Index, forecast: np.ndarray, half: np.ndarray | None) -> pd.DataFrame:
+    """Forecasts [H, D] and half-widths of their intervals as one column per variate and bound."""
+    outputs, trained = _outputs(task), task.trained["columns"]
+    stamped = isinstance(stamps, pd.DatetimeIndex)
     time = next(
         name
         for name in (("date", "time", "stamp") if stamped else ("row", "number", "step")) + SPARE
-        if name not in trained["columns"]
+        if name not in trained
     )
-    rows: dict[str, Any] = {time: future.stamps}
-    for number, column in enumerate(_outputs(task)):
-        position = trained["columns"].index(column)
-        rows[column] = forecast[:, position]
-        if task.half_width is not None:
-            if clash := {f"{column}_lower", f"{column}_upper"} & set(_outputs(task)):
+    rows: dict[str, Any] = {time: stamps}
+    for number, column in enumerate(outputs):
+        rows[column] = forecast[:, number]
+        if half is not None:
+            if clash := {f"{column}_lower", f"{column}_upper"} & set(outputs):
                 raise InputError(f"the column {clash.pop()!r} bears the name of an interval bound", "Rename it")
-            half = task.half_width[:, number].double().numpy() * std[position]
-            rows[f"{column}_lower"], rows[f"{column}_upper"] = rows[column] - half, rows[column] + half
+            rows[f"{column}_lower"] = rows[column] - half[:, number]
+            rows[f"{column}_upper"] = rows[column] + half[:, number]
     return pd.DataFrame(rows)
+
+
+def _long(task: Forecast, stamps: pd.Index, forecast: np.ndarray, half: np.ndarray | None) -> pd.DataFrame:
+    """The same as one row per series and step, series after series."""
+    outputs, values = _outputs(task), forecast.T.ravel()
+    rows: dict[str, Any] = {ID: np.repeat(outputs, len(stamps)), TIME: stamps.append([stamps] * (len(outputs) - 1))}
+    rows[task.config.model.name] = values
+    if half is not None:
+        lower, upper = bound_names(task.config.model.name, task.config.coverage)
+        rows[lower], rows[upper] = values - half.T.ravel(), values + half.T.ravel()
+    return pd.DataFrame(rows)
+
+
+def bound_names(model: str, coverage: float) -> tuple[str, str]:
+    """Columns of an interval's bounds in long tables, as statsforecast names them: ``model-lo-90``, ``model-hi-90``."""
+    return f"{model}-lo-{100 * coverage:g}", f"{model}-hi-{100 * coverage:g}"
 
 
 def write_table(task: Forecast, prediction: pd.DataFrame, source: Any, output: Path) -> None:
@@ -130,17 +157,23 @@ def _outputs(task: Forecast) -> list[str]:
 
 def _plot(task: Forecast, prediction: pd.DataFrame, table: Table) -> Figure:
     columns = _outputs(task)[:SHOWN]
-    lookback, time = task.config.lookback, prediction.iloc[:, 0]
+    lookback = task.config.lookback
     past = table.select(columns).original(table.rows - lookback)
     stamps = table.stamps[-lookback:] if table.stamps is not None else np.arange(table.rows - lookback, table.rows)
     figure = Figure(figsize=(9, 2.1 * len(columns)))
     for number, (axes, column) in enumerate(
         zip(np.ravel(figure.subplots(len(columns), 1, sharex=True)), columns, strict=True)
     ):
+        if table.long:
+            drawn = prediction[prediction[ID] == column]
+            time, forecast, *bounds = (drawn[name] for name in prediction.columns[1:])
+        else:
+            time, forecast = prediction.iloc[:, 0], prediction[column]
+            ends = ("lower", "upper") if task.half_width is not None else ()
+            bounds = [prediction[f"{column}_{end}"] for end in ends]
         axes.plot(stamps, past[:, number], color="0.6", label="past")
-        axes.plot(time, prediction[column], color="tab:blue", label="forecast")
-        if task.half_width is not None:
-            bounds = prediction[f"{column}_lower"], prediction[f"{column}_upper"]
+        axes.plot(time, forecast, color="tab:blue", label="forecast")
+        if bounds:
             axes.fill_between(time, *bounds, color="tab:blue", alpha=0.15, linewidth=0, label="interval")
         axes.set_ylabel(label(column))
     figure.axes[0].legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))

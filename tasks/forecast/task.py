@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,16 @@ from toolkit.engine.loop import evaluate, evaluation_sums
 from toolkit.engine.optim import build_optimizer
 from toolkit.engine.run import Run
 from toolkit.errors import InputError
-from toolkit.tasks.forecast.config import SUPPLIED, ForecastConfig
+from toolkit.tasks.forecast.config import SUPPLIED, ForecastConfig, GateConfig
+from toolkit.tasks.forecast.crossval_run import CrossValidation
 from toolkit.tasks.forecast.data import ForecastData, load_data
+from toolkit.tasks.forecast.gated import gate_forecaster, load_host
 from toolkit.tasks.forecast.gates import watching
 from toolkit.tasks.forecast.intervals import calibrate
 from toolkit.tasks.forecast.metrics import error_sums, summarise
 from toolkit.tasks.forecast.predict import check_step, model_inputs, predict_table, write_table
 from toolkit.tasks.forecast.report import sections
+from toolkit.tasks.forecast.suite import load_suite
 
 TASK = "Forecast"
 
@@ -51,28 +55,33 @@ class Forecast:
 
     Config = ForecastConfig
     default_recipe = "gateformer_beijing_pm25"
+    takes_several = False  # predicts from one table
     usable_after_training = (  # keys that `evaluate` and `predict` take
-        *("data.name", "data.path", "data.time", "data.freq", "data.split", "fill", "protocol"),
+        *("data.name", "data.path", "data.time", "data.freq", "data.split", "data.cutoff", "fill", "protocol"),
         *("batch_size", "eval_batch_size", "threads"),
     )
 
     def __init__(self, config: ForecastConfig, frame: Any = None, download: bool = False):
         self.config = config
-        self._frame, self._download = frame, download
+        self.frame, self.download = frame, download
         self.model: nn.Module
         self.trained: dict[str, Any] = {}  # columns and scaling of a restored model
         self.half_width: Tensor | None = None  # (H, D) standardised, of the prediction intervals
         self._openness: dict[str, Tensor] = {}
-        self._legacy_batch = config.batch_size  # what the legacy protocol cuts the test span to multiples of
+        self._legacy_batch = config.batch_size  # what protocols that drop windows cut evaluation to multiples of
 
     @staticmethod
     def settings_of(card: Mapping[str, Any]) -> Layer:
         """Settings that a model directory implies: those of its training, or for a converted one its sizes."""
         if "config" in card:
             return dict(card["config"])
-        own = {name: value for name, value in card["arguments"].items() if name not in SUPPLIED}
         sizes = {name: card["arguments"][name] for name in ("lookback", "horizon")}
-        return {"model": {"name": card["architecture"], **own}, **sizes}
+        model, gate = card, None
+        if card["architecture"] == "gated":
+            model = card["arguments"]["host"]
+            gate = {name: value for name, value in card["arguments"].items() if name in GateConfig.model_fields}
+        own = {name: value for name, value in model["arguments"].items() if name not in SUPPLIED}
+        return {"model": {"name": model["architecture"], **own}, "gate": gate, **sizes}
 
     def build(self) -> None:
         """Read the data, if that is not done, and make the model with fresh weights.
@@ -81,10 +90,17 @@ class Forecast:
             InputError, DataNotFoundError: the data cannot be used.
         """
         data, cls = self.data, self._model_class()
+        for split in data.splits:
+            self._num_windows(split)
         period = data.season if data.season <= self.config.lookback else 1  # 1 where no whole season fits
         sizes = {"lookback": self.config.lookback, "horizon": self.config.horizon, "period": period}
+        sizes |= {"num_variates": len(data.columns), "num_marks": 0 if data.marks is None else data.marks.shape[1]}
         supplied = {name: sizes[name] for name in inspect.signature(cls).parameters if name in sizes}
         self.model = cls(**supplied, **self.config.model.arguments)
+        if (gate := self.config.gate) is not None:
+            if gate.weights is not None:
+                load_host(self.model, self.config.model.name, gate.weights)
+            self.model = gate_forecaster(self.model, **gate.arguments)
 
     def restore(self, model: nn.Module, card: Mapping[str, Any], extra: Mapping[str, Tensor]) -> None:
         """Use a trained model. Its own columns and scaling stay, whatever data it meets."""
@@ -94,28 +110,48 @@ class Forecast:
     def data(self) -> ForecastData:
         """The table and its windows, read when first needed; in the scaling of a restored model."""
         config, section = self.config, self.config.data
-        if self._frame is None and section.path == Path(IN_MEMORY):
+        if self.frame is None and section.path == Path(IN_MEMORY):
             raise InputError("this model was trained on a data frame, which is not stored", "Pass data=...")
-        named = self._frame is None and section.name is not None
+        named = self.frame is None and section.name is not None
         columns = section.columns
         if self.trained and (not named or section.path is not None):
             columns = self.trained["columns"]
         data = load_data(
-            section.name if named else section.path if self._frame is None else self._frame,
+            section.name if named else section.path if self.frame is None else self.frame,
             path=section.path if named else None,
             time=section.time,
             columns=columns,
             target=section.target,
             freq=section.freq,
             split=section.split,
+            cutoff=section.cutoff,
             lookback=config.lookback,
             horizon=config.horizon,
             mode=config.mode,
             fill=config.fill,
-            marks=getattr(self._model_class(), "uses_marks", False),
-            download=self._download,
+            marks=self.marks,
+            download=self.download,
         )
         return _in_scaling(data, self.trained) if self.trained else data
+
+    @property
+    def marks(self) -> bool | str:
+        """Whether the model reads calendar features, or their kind if a setting fixes it."""
+        wanted = getattr(self._model_class(), "uses_marks", False)
+        return wanted and (self.config.data.calendar or wanted)
+
+    def _num_windows(self, split: str) -> int:
+        """Windows of a split that the protocol keeps; an error where that is none."""
+        count, size = self.data.num_windows(split), self.config.batch_size if split == "train" else self._legacy_batch
+        if self.config.protocol == "drop_last" or (self.config.protocol == "legacy" and split == "test"):
+            if count < size:
+                raise InputError(
+                    f"protocol={self.config.protocol} drops all {count} windows of the {split} split: "
+                    f"a batch takes {size}",
+                    "Lower batch_size, or keep all windows with protocol=standard",
+                )
+            count -= count % size
+        return count
 
     def _model_class(self) -> type[nn.Module]:
         return registry.models.load(self.config.model.name, "forecast")
@@ -124,18 +160,18 @@ class Forecast:
         """The same task on the same data with the recipe of a baseline."""
         shared = {key: value for key, value in self.config.layer().items() if key in SHARED_WITH_BASELINES}
         config = ForecastConfig.build(*recipe_layers(name, "forecast"), shared, {"name": name, "baselines": []})
-        baseline = Forecast(config, self._frame, self._download)
+        baseline = Forecast(config, self.frame, self.download)
         baseline._legacy_batch = self._legacy_batch
         return baseline
 
     def summary(self) -> dict[str, Any]:
         """What ``--dry-run`` shows and ``metrics.json`` keeps beside the numbers."""
         return {
-            "model": self.config.model.name,
+            "model": self.config.model.name + (" + gate" if self.config.gate else ""),
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "data": self.data.name,
             "variates": len(self.data.columns),
-            "windows": {split: self.data.num_windows(split) for split in ("train", "val", "test")},
+            "windows": {split: self._num_windows(split) for split in ("train", "val", "test")},
             "protocol": self.config.protocol,
         }
 
@@ -146,7 +182,7 @@ class Forecast:
         return [build_optimizer(self.model, optim.name, optim.lr, weight_decay=optim.weight_decay)]
 
     def steps_per_epoch(self) -> int:
-        return math.ceil(self.data.num_windows("train") / self.config.batch_size)
+        return math.ceil(self._num_windows("train") / self.config.batch_size)
 
     def train_batches(self, epoch: int, start: int, rank: int, world: int) -> Iterator[tuple[Batch, float]]:
         config, pieces = self.config, self.config.accumulate
@@ -162,15 +198,12 @@ class Forecast:
             )
             for piece in range(pieces)
         ]
-        for together in zip(*streams, strict=True):
+        for together in islice(zip(*streams, strict=True), self.steps_per_epoch() - start):
             for indices, weight in together:
                 yield self.data.batch("train", indices), weight
 
     def eval_batches(self, split: str, rank: int, world: int) -> Iterator[Batch]:
-        count, size = self.data.num_windows(split), self.config.eval_batch_size
-        if self.config.protocol == "legacy" and split == "test":
-            count -= count % self._legacy_batch
-        for indices in eval_batches(count, size, rank=rank, world=world):
+        for indices in eval_batches(self._num_windows(split), self.config.eval_batch_size, rank=rank, world=world):
             yield self.data.batch(split, indices)
 
     def forecast(self, x: Tensor, marks: Tensor | None) -> Tensor:
@@ -215,7 +248,7 @@ class Forecast:
             sums = evaluation_sums(self, "test", accelerator)
         test = self.metrics(sums)
         if accelerator.is_main_process:
-            np.savez_compressed(run.folder / "predictions.npz", allow_pickle=False, **self._evidence(sums))
+            np.savez_compressed(run.folder / "predictions.npz", allow_pickle=False, **self.evidence(sums))
         return {"val": val, "test": test}
 
     def card(self) -> dict[str, Any]:
@@ -233,7 +266,7 @@ class Forecast:
     def extra_tensors(self) -> dict[str, Tensor]:
         return {} if self.half_width is None else {"half_width": self.half_width}
 
-    def _evidence(self, sums: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    def evidence(self, sums: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         """Arrays for the report: errors by step, gates, and a few forecasts in original units."""
         windows = sums["windows"].item()
         evidence = {
@@ -271,6 +304,8 @@ class Forecast:
         write_table(self, prediction, source, output)
 
     report_sections = staticmethod(sections)
+    suite = staticmethod(load_suite)
+    cross_validation = CrossValidation
 
     def example_inputs(self) -> tuple[Tensor, ...]:
         """One batch as the model takes it, for export and tests."""

@@ -57,7 +57,7 @@ def test_help_ends_with_examples(run, command):
 
 
 def test_list_as_json(run):
-    code, out, _ = run("list", "models", "gate*", "--json")
+    code, out, _ = run("list", "models", "gatef*", "--json")
     assert code == 0
     assert json.loads(out) == [{"name": "gateformer", "task": "forecast"}]
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from toolkit.data.long import LongSource, widen
 from toolkit.data.sources import Source, open_source
 from toolkit.data.stamps import StampParser, check_regular, infer_step, looks_like_stamps
 from toolkit.errors import InputError, nearest
@@ -34,6 +35,7 @@ class Table:
         offset: float64 [D].
         stamps: T time stamps, or None where rows are only numbered.
         freq: step between rows as a pandas alias.
+        long: whether it was read from a long table (``toolkit.data.long``); a column is then a series.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Table:
     offset: NDArray[np.float64]
     stamps: pd.DatetimeIndex | None = None
     freq: str | None = None
+    long: bool = False
 
     @classmethod
     def from_array(cls, name: str, columns: Sequence[str], array: NDArray[Any], **fields: Any) -> Table:
@@ -264,7 +267,8 @@ def read_table(
 
     Without ``time``, the time column is the first one called ``date``, ``time``, ``timestamp``, ``datetime`` or ``ds``
     (in any case), else the first that holds dates. A table may have none: its rows are then only numbered. A column
-    without a name is a row index, not a variable; it may hold the time.
+    without a name is a row index, not a variable; it may hold the time. A table with the columns ``unique_id``, ``ds``
+    and ``y`` is a long one and becomes one column per series (``toolkit.data.long``).
 
     Args:
         source: path of a CSV (``.gz`` too) or Parquet file, or a data frame (pandas, or anything with ``to_pandas``).
@@ -281,7 +285,7 @@ def read_table(
     Raises:
         InputError: anything that keeps the table from being read; one line names file, column and row.
     """
-    opened = open_source(source, header)
+    opened = widen(open_source(source, header))
     time = _find_time(opened, time)
     chosen = _find_columns(opened, columns, time, last)
     label = f"{opened.name}: column {time!r}"
@@ -296,7 +300,7 @@ def read_table(
         freq = check_regular(stamps, freq, label, opened.place) if strict else infer_step(stamps) or freq
     elif freq is not None and strict:
         raise InputError(f"{opened.name} has no time column, so no step {freq!r}", "Name it with data.time=NAME")
-    table = Table(opened.name, tuple(chosen), values, offset, stamps, freq)
+    table = Table(opened.name, tuple(chosen), values, offset, stamps, freq, isinstance(opened, LongSource))
     fill_gaps(table, fill, opened.place)
     return table
 

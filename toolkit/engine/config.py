@@ -17,9 +17,9 @@ class OptimConfig(Config):
     name: Literal["adam", "adamw"] = Field("adam", description="adam or adamw")
     lr: PositiveFloat = Field(1e-4, description="learning rate; never scaled silently")
     weight_decay: float = Field(0.0, ge=0, description="added to the gradient (adam), or decoupled (adamw)")
-    schedule: Literal["constant", "halving", "table", "plateau_decay", "cosine", "warmup_cosine"] = Field(
+    schedule: Literal["constant", "halving", "decay", "table", "plateau_decay", "cosine", "warmup_cosine"] = Field(
         "halving",
-        description="learning rate: constant, halving, table, plateau_decay, cosine, or by update: warmup_cosine",
+        description="learning rate: constant, halving, decay, table, plateau_decay, cosine; by update: warmup_cosine",
     )
     warmup: float = Field(0.0, ge=0, description="epochs from 0 to lr (warmup_cosine)")
     min_lr: float = Field(0.0, ge=0, description="what the rate falls to (warmup_cosine)")

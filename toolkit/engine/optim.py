@@ -199,9 +199,10 @@ def learning_rate(name: str, lr: float, epoch: int, epochs: int) -> float:
     epochs 1 and 2 at ``lr`` and epoch 3 at ``lr / 2``.
 
     Args:
-        name: ``constant``; ``halving``: half of it each epoch from the third on (official name ``type1``); ``table``:
-            fixed rates from given epochs on, whatever ``lr`` (``type2``); ``plateau_decay``: 0.9 of it each epoch from
-            the fifth on (``type3``); ``cosine``: from ``lr`` at the first epoch towards 0 after the last.
+        name: ``constant``; ``halving``: half of it each epoch from the third on (official name ``type1``); ``decay``:
+            0.9 of it each epoch from the third on (``type4`` of TPGN); ``table``: fixed rates from given epochs on,
+            whatever ``lr`` (``type2``); ``plateau_decay``: 0.9 of it each epoch from the fifth on (``type3``);
+            ``cosine``: from ``lr`` at the first epoch towards 0 after the last.
         lr: initial rate.
         epoch: counted from 1.
         epochs: number of epochs of the run.
@@ -222,6 +223,7 @@ def table_rate(lr: float, epoch: int, epochs: int) -> float:
 SCHEDULES: dict[str, Callable[[float, int, int], float]] = {
     "constant": lambda lr, epoch, epochs: lr,
     "halving": lambda lr, epoch, epochs: lr * 0.5 ** max(epoch - 2, 0),
+    "decay": lambda lr, epoch, epochs: lr * 0.9 ** max(epoch - 2, 0),
     "table": table_rate,
     "plateau_decay": lambda lr, epoch, epochs: lr * 0.9 ** max(epoch - 4, 0),
     "cosine": lambda lr, epoch, epochs: lr / 2 * (1 + math.cos(math.pi * (epoch - 1) / epochs)),

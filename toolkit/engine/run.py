@@ -146,7 +146,7 @@ def check_free(folder: Path, hint: str = "Choose another --out") -> None:
     parent = next(parent for parent in (folder, *folder.parents) if parent.exists())
     probe = parent / f".tmp-{folder.name}-probe"
     try:
-        probe.mkdir()
+        probe.mkdir(exist_ok=True)  # it may be left of a process that was killed
         probe.rmdir()
     except OSError as error:
         raise InputError(f"cannot write to {parent}: {error.strerror}", hint) from None
