@@ -13,7 +13,7 @@ from toolkit.kernels.gla import gla, reference
 
 H, D, SCALE = 4, 64, 64**-0.5
 # Of the chunk form's time, by pass and length; the loop under autograd is quadratic in T.
-PROMISED = {("fwd", 1024): 0.71, ("fwd+bwd", 1024): 0.71, ("fwd+bwd", 4096): 0.5}
+PROMISED = {("fwd", 1024): 0.9, ("fwd+bwd", 1024): 0.9, ("fwd+bwd", 4096): 0.7, ("fwd", 16384): 0.6}
 LOOP_IS_TRAINED_UNTIL = 1024
 
 
