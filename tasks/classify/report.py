@@ -19,6 +19,7 @@ from toolkit.tasks.classify.metrics import BINS, class_accuracy
 SHOWN = 16  # worst mistakes in a report
 THUMBNAIL = 96  # pixels of height and width
 NAMED = 25  # classes whose names fit beside a confusion matrix
+GATES = 4  # gates whose maps are drawn
 LISTED = 20  # pairs and classes in tables
 
 
@@ -46,6 +47,8 @@ def sections(run: Run) -> list[Section]:
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is missing or damaged: {error}") from None
     parts = [_classes(evidence), _confusion(evidence), _calibration(run, evidence)]
+    if "examples" in evidence:
+        parts.append(_gates(evidence))
     return [_mistakes(evidence), *parts] if len(evidence["mistakes"]) else parts
 
 
@@ -109,3 +112,23 @@ def _calibration(run: Run, evidence: dict[str, np.ndarray]) -> Section:
     error = run.metrics()["metrics"]["test"]["calibration"]
     text = f"Expected calibration error over {BINS} bins: **{error:.2f} %**. Below the diagonal the model is too sure."
     return Section("Calibration", text, {"calibration": figure})
+
+
+def _gates(evidence: dict[str, np.ndarray]) -> Section:
+    """Test images beside the openness of some gates, from the first to the last."""
+    names = [name for name in evidence if name.startswith("gate:")]
+    names = [names[round(part)] for part in np.linspace(0, len(names) - 1, min(GATES, len(names)))]
+    examples = evidence["examples"]
+    figure = Figure(figsize=(1.6 * (1 + len(names)), 1.7 * len(examples)))
+    grid = figure.subplots(len(examples), 1 + len(names), squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for row, picture in enumerate(examples):
+        grid[row, 0].imshow(picture)
+        for column, name in enumerate(names, start=1):
+            drawn = grid[row, column].imshow(evidence[name][row], cmap="viridis", vmin=0, vmax=1)
+            if row == 0:
+                grid[row, column].set_title(name.removeprefix("gate:").removesuffix(".mixer"), fontsize=7)
+    figure.colorbar(drawn, ax=grid, shrink=0.6)
+    text = "Mean of a gate over its channels, for some test images; 1 passes attention, 0 the local convolution."
+    return Section("Where the gates stand open", text, {"gates": figure})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +35,7 @@ from toolkit.errors import InputError
 from toolkit.tasks.classify.backbones import create_backbone
 from toolkit.tasks.classify.config import ClassifyConfig
 from toolkit.tasks.classify.data import Batch, TransformedImages, load_batches, load_images
+from toolkit.tasks.classify.gates import watching
 from toolkit.tasks.classify.metrics import summarise, sums
 from toolkit.tasks.classify.predict import predict_images, write_table
 from toolkit.tasks.classify.report import SHOWN, Mistake, sections, thumbnail
@@ -263,7 +264,24 @@ class Classify:
             "mistakes": np.array([(m.label, m.predicted, m.confidence) for m, _ in wrong]).reshape(-1, 3),
             "names": np.array([samples.names[position] for _, position in wrong]),
             "pictures": np.stack(pictures) if pictures else np.empty((0, 1, 1, 3), dtype=np.uint8),
+            **self._examples(),
         }
+
+    @torch.inference_mode()
+    def gate_maps(self, images: Sequence[np.ndarray]) -> dict[str, Tensor]:
+        """Where each gate of a backbone that has some stands open on uint8 images: by its name, ``[B, H, W]``."""
+        maps: dict[str, Tensor] = {}
+        with watching(self.model, maps):
+            self.logits(torch.stack([self.eval_transform(image) for image in images]))
+        return maps
+
+    def _examples(self) -> dict[str, np.ndarray]:
+        """A few test images and the gates' maps of them; empty for a backbone without gates."""
+        samples = self.data.splits["test"]
+        positions = sorted({round(part * (len(samples) - 1)) for part in (0.1, 0.4, 0.6, 0.9)})
+        images = [samples.image(position) for position in positions]
+        maps = {f"gate:{name}": openness.numpy() for name, openness in self.gate_maps(images).items()}
+        return maps | {"examples": np.stack([thumbnail(image) for image in images])} if maps else {}
 
     def card(self) -> dict[str, Any]:
         arguments = {"num_classes": len(self.data.classes), **self._sized(), **self.config.model.arguments}

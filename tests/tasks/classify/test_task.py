@@ -144,3 +144,14 @@ def test_cifar_is_read_whole(real_data, monkeypatch):
     }
     assert data.classes[3] == "cat"
     assert (np.bincount(data.splits["val"].labels) == 500).all()
+
+
+def test_gate_maps_of_a_gated_backbone():
+    small = {"name": "vig_h_tiny", "patch_size": 2, "dims": [16, 32], "depths": [1, 1], "num_heads": [1, 2]}
+    maps = job(model=small).gate_maps([np.zeros((20, 20, 3), np.uint8)] * 2)
+    assert {name: found.shape for name, found in maps.items()} == {
+        "layers.0.blocks.0.mixer": (2, 16, 16),
+        "layers.1.blocks.0.mixer": (2, 8, 8),
+    }
+    assert all(((found > 0) & (found < 1)).all() for found in maps.values())
+    assert not job().gate_maps([np.zeros((20, 20, 3), np.uint8)])
