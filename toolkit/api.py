@@ -52,15 +52,18 @@ NEUTRAL = {
 def resolve(task: str, recipe: str | Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
     """The configuration of a run: defaults < recipe < file < overrides.
 
-    Without a recipe the task's default one counts, but for its data section where other data is given, and for what
-    the recipe of another model sets. The figures that a recipe quotes are dropped where anything else is measured.
+    Without a recipe the task's default one counts, or where other data is given the one for such data but for its data
+    section, and what the recipe of another model sets. The figures that a recipe quotes are dropped where anything
+    else is measured.
     """
     cls = registry.tasks.load(task)
-    layers = recipe_layers(recipe or cls.default_recipe, task)
-    plain = cls.Config.build(*recipe_layers(figures_owner(recipe or cls.default_recipe), task))
     overrides = cls.Config.combine({}, overrides)
+    other_data = recipe is None and bool({"name", "path"} & set(overrides.get("data") or {}))
+    base = recipe or (cls.own_data_recipe if other_data else cls.default_recipe)
+    layers = recipe_layers(base, task)
+    plain = cls.Config.build(*recipe_layers(figures_owner(base), task))
     if recipe is None:
-        if {"name", "path"} & set(overrides.get("data") or {}):
+        if other_data:
             layers = [{key: value for key, value in layer.items() if key != "data"} for layer in layers]
         model = (overrides.get("model") or {}).get("name", plain.layer()["model"]["name"])
         if model != plain.layer()["model"]["name"] and model in registry.recipes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import timm
+from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
 
 import toolkit.tasks.classify  # noqa: F401, registers ours
@@ -29,6 +30,8 @@ def create_backbone(name: str, pretrained: bool = False, **arguments: Any) -> nn
         raise DataNotFoundError(f"the weights of {name} would be downloaded, which TOOLKIT_OFFLINE forbids")
     try:
         return timm.create_model(name, pretrained=pretrained, **arguments)
+    except (HfHubHTTPError, OSError) as error:
+        raise DataNotFoundError(f"cannot get the weights of {name}: {' '.join(str(error).split())}") from None
     except (TypeError, AssertionError, RuntimeError) as error:
         raise InputError(f"model {name}: {' '.join(str(error).split())}") from None
 

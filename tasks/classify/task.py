@@ -55,7 +55,7 @@ class Classify:
     """
 
     Config = ClassifyConfig
-    default_recipe = "digits"
+    default_recipe, own_data_recipe = "digits", "images"
     takes_several = True  # predicts from several inputs at once
     usable_after_training = (  # keys that `evaluate` and `predict` take
         *("data.name", "data.path", "data.image", "data.label", "data.val", "data.test", "skip_bad", "workers"),
@@ -84,6 +84,16 @@ class Classify:
         """
         arguments = {"num_classes": len(self.data.classes), **self._sized(), **self.config.model.arguments}
         self.model = create_backbone(self.config.model.name, pretrained=self.config.model.pretrained, **arguments)
+        _ = self._train_images  # words for augmentation are checked
+        size = self.preprocessing["size"]
+        try:
+            with torch.no_grad():
+                self.model.eval()(torch.zeros(1, 3, size, size))
+        except (RuntimeError, AssertionError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"{self.config.model.name} cannot see images of {size} pixels: {reason}", "Change size"
+            ) from None
 
     def _sized(self) -> dict[str, Any]:
         """``img_size`` for the models that have to know it."""

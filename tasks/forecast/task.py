@@ -54,7 +54,7 @@ class Forecast:
     """
 
     Config = ForecastConfig
-    default_recipe = "gateformer_beijing_pm25"
+    default_recipe = own_data_recipe = "gateformer_beijing_pm25"
     takes_several = False  # predicts from one table
     usable_after_training = (  # keys that `evaluate` and `predict` take
         *("data.name", "data.path", "data.time", "data.freq", "data.split", "data.cutoff", "fill", "protocol"),

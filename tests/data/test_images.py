@@ -165,3 +165,10 @@ def test_unreadable_images_are_left_out_by_name(folder):
     found = read_images(folder).without_unreadable()
     assert found.summary() == {"classes": 2, "images": {"train": 11}, "skipped": 1}
     assert found.skipped[0].endswith("3.png")
+
+
+def test_a_split_without_images_is_refused(tmp_path, picture):
+    (tmp_path / "one" / "cat").mkdir(parents=True)
+    Image.fromarray(picture).save(tmp_path / "one" / "cat" / "0.png")
+    with pytest.raises(InputError, match="one has no test images"):
+        read_images(tmp_path / "one").with_holdout(0.1, 0.2)

@@ -101,6 +101,11 @@ class ImageSet:
                 train = splits["train"]
                 held = _stratified(train.labels, part, seed)
                 splits[split], splits["train"] = train.select(np.flatnonzero(held)), train.select(np.flatnonzero(~held))
+        for split, samples in splits.items():
+            if not len(samples):
+                raise InputError(
+                    f"{self.name} has no {split} images", "Add images, or choose larger data.val and data.test"
+                )
         for number in set(range(len(self.classes))) - set(splits["train"].labels.tolist()):
             raise InputError(f"{self.name}: class {self.classes[number]!r} has no training image")
         return replace(self, splits=splits)

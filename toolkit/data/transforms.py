@@ -138,7 +138,8 @@ def _randaugment(words: str, size: int, mean: tuple[float, ...]) -> Any:
     try:
         transform = rand_augment_transform(words, fill)
     except (AssertionError, ValueError, KeyError) as error:
-        raise InputError(f"augment.rand_augment is {words!r}: {error}", "Write it as rand-m9-mstd0.5-inc1") from None
+        reason = f": {error}" if str(error) else ""
+        raise InputError(f"augment.rand_augment is {words!r}{reason}", "Write it as rand-m9-mstd0.5-inc1") from None
     for operation in transform.ops:
         if operation.name.startswith("Posterize"):  # Pillow refuses to keep 0 bits, which timm can ask for
             operation.level_fn = partial(_at_least_one_bit, operation.level_fn)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from toolkit import api
 from toolkit.data.images import ImageSet, Samples
 from toolkit.errors import DataNotFoundError, InputError
 from toolkit.tasks.classify.backbones import create_backbone
@@ -155,3 +156,14 @@ def test_gate_maps_of_a_gated_backbone():
     }
     assert all(((found > 0) & (found < 1)).all() for found in maps.values())
     assert not job().gate_maps([np.zeros((20, 20, 3), np.uint8)])
+
+
+def test_a_size_that_the_model_cannot_see():
+    with pytest.raises(InputError, match=r"vig_tiny cannot see images of 4 pixels"):
+        job(model="vig_tiny", size=4)
+
+
+def test_own_images_do_not_get_the_settings_of_the_digits():
+    own = api.resolve("classify", None, {"data": {"path": "photos/"}})
+    assert (own.size, own.baselines, own.augment.crop, own.data.name) == (None, [], "resized", None)
+    assert api.resolve("classify", None, {}).size == 16
