@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from toolkit.kernels._common.memory import Workspace
+
 CHUNK = 32  # 64 is as fast where decays are mild, and dearer where they are not
 TILE = 512  # tokens; q, k, v and the gates of one tile stay in the cache
 GROUP = 1 << 20  # elements of one operand of a tile: larger batches are walked in groups
@@ -58,6 +60,7 @@ class Chunks:
     def __init__(self, shape: tuple[int, int, int], bounds: Sequence[int] | None, device: torch.device, length: int):
         self.B, self.T, self.H = shape
         self.C = length
+        self.lying = Workspace(device)
         spans = [(0, self.T)] if bounds is None else list(itertools.pairwise(bounds))
         self.starts: dict[int, int] = {}  # first chunk of a sequence -> its number
         self.ends: dict[int, int] = {}  # last chunk of a sequence -> its number
@@ -76,22 +79,31 @@ class Chunks:
             self.inside = self.tokens < beyond
             self.tokens.clamp_(max=max(self.T - 1, 0))
 
-    def gather(self, x: Tensor, tile: Tile) -> Tensor:
-        """The tile's part of ``[B, T, H, D]`` as a new contiguous float32 ``[N, C, D]``."""
+    def rows(self, n: int, D: int) -> Tensor:
+        """Memory in the cache for a tile as it lies, ``[B, n C, H, D]``: the heads' pieces are sorted from and into it.
+
+        In memory that is not in the cache these pieces of rows would cost several times as much.
+        """
+        self.lying.restart()
+        return self.lying(self.B, n * self.C, self.H, D)
+
+    def gather(self, x: Tensor, tile: Tile, work: Workspace | None = None) -> Tensor:
+        """A copy of the tile's part of ``[B, T, H, D]``: contiguous float32 ``[N, C, D]``; ``work``: where."""
         lo, n = tile
         C, D = self.C, x.shape[-1]
         if self.tokens is not None:
             rows = x[0].index_select(0, self.tokens[lo : lo + n].flatten()).float().view(n, C, self.H, D)
             rows.masked_fill_(~self.inside[lo : lo + n, :, None, None], 0)
             return rows.transpose(1, 2).reshape(-1, C, D)
-        out = torch.empty(n, self.B, self.H, C, D, dtype=torch.float32, device=x.device)
         t = lo * C
-        full = min(n, (self.T - t) // C)
-        out[:full].copy_(x[:, t : t + full * C].unflatten(1, (full, C)).permute(1, 0, 3, 2, 4))
-        if full < n:
-            rest = x[:, t + full * C :].transpose(1, 2)
-            out[full, :, :, : rest.shape[2]].copy_(rest)
-            out[full, :, :, rest.shape[2] :].zero_()
+        there = min(n * C, self.T - t)
+        rows = self.rows(n, D)
+        rows[:, :there].copy_(x[:, t : t + there])
+        if there < n * C:
+            rows[:, there:].zero_()
+        shape = (n, self.B, self.H, C, D)
+        out = work(*shape) if work else torch.empty(shape, dtype=torch.float32, device=x.device)
+        out.copy_(rows.view(self.B, n, C, self.H, D).permute(1, 0, 3, 2, 4))
         return out.view(-1, C, D)
 
     def scatter(self, y: Tensor, out: Tensor, tile: Tile) -> None:
@@ -104,11 +116,10 @@ class Chunks:
             out[0].index_copy_(0, self.tokens[lo : lo + n][inside], rows.to(out.dtype))
             return
         t = lo * self.C
-        full = min(n, (self.T - t) // self.C)
-        out[:, t : t + full * self.C].unflatten(1, (full, self.C)).copy_(y[:full].permute(1, 0, 3, 2, 4))
-        if full < n:
-            rest = out[:, t + full * self.C :]
-            rest.copy_(y[full, :, :, : rest.shape[1]].transpose(1, 2))
+        there = min(n * self.C, self.T - t)
+        rows = self.rows(n, y.shape[-1])
+        rows.view(self.B, n, self.C, self.H, -1).copy_(y.permute(1, 0, 3, 2, 4))
+        out[:, t : t + there].copy_(rows[:, :there])
 
     def scan(
         self,
@@ -120,6 +131,7 @@ class Chunks:
         to_left: bool,
         first: Tensor | None,
         last: Tensor | None,
+        work: Workspace,
     ) -> tuple[Tensor, Tensor]:
         """``state = decay * state + x^T y`` over the chunks of a tile.
 
@@ -129,24 +141,26 @@ class Chunks:
             to_left: the direction of the walk.
             first: ``[S, B, H, K, V]``, the state that each sequence begins with; zeros if None.
             last: receives the state that each sequence ends with.
+            work: memory for the states.
 
         Returns:
-            the states that enter the chunks, ``[N, K, V]``, and the one that leaves the tile.
+            the states that enter the chunks, ``[N, K, V]``, and the one that leaves the tile, in memory of its own.
         """
         n, (B, H, K, V) = tile[1], carry.shape
-        buffer = carry.new_empty(n + 1, *carry.shape)
-        updates, entering = (buffer[:-1], buffer[1:]) if to_left else (buffer[1:], buffer[:-1])
+        states = work(n + 1, B, H, K, V)
+        states[n if to_left else 0] = carry
+        updates, entering = (states[:-1], states[1:]) if to_left else (states[1:], states[:-1])
         torch.bmm(x.mT, y, out=updates.view(-1, K, V))
-        buffer[n if to_left else 0].copy_(carry)
 
         begins, ends = (self.ends, self.starts) if to_left else (self.starts, self.ends)
-        into, out, factors = entering.unbind(), updates.unbind(), decay.view(n, B, H, K, 1).unbind()
+        by_chunk, factors = states.unbind(), decay.view(n, B, H, K, 1).unbind()
         for c in range(n - 1, -1, -1) if to_left else range(n):
+            into, out = (by_chunk[c + 1], by_chunk[c]) if to_left else (by_chunk[c], by_chunk[c + 1])
             begun = begins.get(tile[0] + c)
             if begun is not None:
-                into[c].zero_() if first is None else into[c].copy_(first[begun])
-            out[c].addcmul_(factors[c], into[c])
+                into.zero_() if first is None else into.copy_(first[begun])
+            out.addcmul_(factors[c], into)
             ended = ends.get(tile[0] + c)
             if ended is not None and last is not None:
-                last[ended].copy_(out[c])
-        return entering.view(-1, K, V), buffer[0 if to_left else n]
+                last[ended].copy_(out)
+        return entering.view(-1, K, V), by_chunk[0 if to_left else n].clone()

@@ -2,10 +2,10 @@
 
 Inside a chunk, b is the cumulative sum of the log decays in the direction's order (inclusive), b_C the chunk's total.
 Everything needed is the products of q_i and k_j with e^(b_i - b_j), with e^(b_i) (state -> output) and with
-e^(b_C - b_j) (token -> state). ``Factored`` splits e^(b_i - b_j) at b_C / 2, which float32 holds while b_C > -120;
+e^(b_C - b_j) (token -> state). ``Factored`` takes e^(b_i) and e^(-b_j), which float32 holds well while b_C > -60;
 ``Dyadic`` multiplies gates along a binary tree, so that every factor is in [0, 1]: exact for every decay, even -inf.
 
-Legend as in ``chunks.py``. q holds the scale already. ``to_left``: the direction that runs against time.
+Legend as in ``chunks.py``. ``to_left``: the direction that runs against time.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from toolkit.kernels._common.chunks import Chunks
+from toolkit.kernels._common.chunks import Chunks, Tile
+from toolkit.kernels._common.memory import Workspace
 
 LOG2_E = math.log2(math.e)
-MILDEST_TOTAL = -120.0  # of a chunk's log decays; e^60 leaves room for the operands, see README of gla
+STRONGEST_TOTAL = -60.0  # of a chunk's log decays; e^60 leaves room for the operands, see README of gla
 
 
 @lru_cache(maxsize=64)
@@ -29,43 +30,56 @@ def triangle(C: int, upper: bool, diagonal: int, device: torch.device, value: fl
     return full.triu(diagonal) if upper else full.tril(-diagonal)
 
 
-def sums(x: Tensor, to_left: bool, exclusive: bool = False, factor: float = 1.0) -> Tensor:
+def sums(x: Tensor, to_left: bool, exclusive: bool = False, factor: float = 1.0, out: Tensor | None = None) -> Tensor:
     """Cumulative sums over axis 1 of ``[M, C, K]`` in time's order or against it, times a factor."""
     C = x.shape[1]
-    return torch.bmm(triangle(C, to_left, int(exclusive), x.device, factor).expand(len(x), C, C), x)
+    return torch.bmm(triangle(C, to_left, int(exclusive), x.device, factor).expand(len(x), C, C), x, out=out)
 
 
-def strict(dA: Tensor, to_left: bool) -> Tensor:
+def strict(dA: Tensor, to_left: bool, out: Tensor | None = None) -> Tensor:
     """The pairs of different tokens of one direction."""
-    return dA.triu(1) if to_left else dA.tril(-1)
+    return torch.triu(dA, 1, out=out) if to_left else torch.tril(dA, -1, out=out)
 
 
 class Factored:
-    """Decays of mild chunks, from b / ln 2 ``[N, C, K]``: on a CPU 2^x takes a third of the time of e^x."""
+    """Decays of mild chunks, from b / ln 2 ``[N, C, K]``: on a CPU 2^x takes a third of the time of e^x.
 
-    def __init__(self, q: Tensor, k: Tensor, b: Tensor, to_left: bool):
-        self.to_left = to_left
-        half = (b[:, :1] if to_left else b[:, -1:]) * 0.5
-        self.e = torch.sub(b, half).exp2_()
-        self.half = half.exp2_()
-        self.q, self.k = q * self.e, k / self.e
-        self.q_in, self.k_out = self.q * self.half, self.k * self.half
-        self.decay = self.half.square().mT
+    All three operands are written over: what a tile touches should fit the cache.
+    """
+
+    def __init__(self, q: Tensor, k: Tensor, b: Tensor, to_left: bool, work: Workspace):
+        self.to_left, self.work = to_left, work
+        self.e = b.exp2_()
+        self.total = self.e[:, :1] if to_left else self.e[:, -1:]
+        self.q = self.q_in = q.mul_(self.e)
+        self.k = k.div_(self.e)
+        self.k_out = torch.mul(self.k, self.total, out=work(*k.shape))
+        self.decay = self.total.mT
 
     def scores(self) -> Tensor:
         """``A [N, C, C]``; the masked half may hold inf until it is cut off."""
-        A = torch.bmm(self.q, self.k.mT)
+        N, C, _ = self.q.shape
+        A = torch.bmm(self.q, self.k.mT, out=self.work(N, C, C))
         return A.triu_() if self.to_left else A.tril_()
 
-    def gradients(self, dA: Tensor, dq_in: Tensor, dk_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """dq, dk and dg without the share of the state that passes the whole chunk; ``dA`` has no diagonal."""
+    def gradients(self, dA: Tensor, own: Tensor, dq_in: Tensor, dk_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """dq, dk and dg without the share of the state that passes the whole chunk.
+
+        Args:
+            dA: gradient of the scores of all pairs, ``[N, C, C]``.
+            own: its diagonal, ``[N, C, 1]``: a token reads itself without decay.
+            dq_in: gradient of ``q_in``, written over; ``dk_out`` likewise.
+        """
+        dA = strict(dA, self.to_left, out=self.work(*dA.shape))
         y = self.k_out.mul_(dk_out)
-        dk = torch.bmm(dA.mT, self.q)
-        dq = dq_in.mul_(self.half).baddbmm_(dA, self.k)
-        x = (self.q.mul_(dq)).addcmul_(self.k, dk, value=-1)
-        dg = sums(x, not self.to_left)
+        dk = torch.bmm(dA.mT, self.q, out=self.work(*y.shape))
+        dq = dq_in.baddbmm_(dA, self.k)
+        x = torch.mul(self.q, dq, out=self.work(*y.shape)).addcmul_(self.k, dk, value=-1)
+        dg = sums(x, not self.to_left, out=self.work(*y.shape))
         dg.baddbmm_(triangle(x.shape[1], self.to_left, 1, x.device).expand_as(dA), y)
-        return dq.mul_(self.e), dk.addcmul_(dk_out, self.half).div_(self.e), dg
+        dq.addcmul_(own, self.k).mul_(self.e)
+        dk.addcmul_(own, self.q).addcmul_(dk_out, self.total).div_(self.e)
+        return dq, dk, dg
 
 
 class Dyadic:
@@ -115,9 +129,10 @@ class Dyadic:
                 self.block(A, h).copy_(outer(asking, answering).view(N, -1, h, h))
         return A
 
-    def gradients(self, dA: Tensor, dq_in: Tensor, dk_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def gradients(self, dA: Tensor, own: Tensor, dq_in: Tensor, dk_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As of ``Factored``; dg adds up terms of pairs that its gate lies between, so nothing cancels."""
         C, K = self.q.shape[1:]
+        dA = strict(dA, self.to_left)
         dg = sums(self.q_in.mul_(dq_in), not self.to_left)
         dg.baddbmm_(triangle(C, self.to_left, 1, dg.device).expand_as(dA), self.k_out.mul_(dk_out))
         dq, dk = dq_in.mul_(self.arrived), dk_out.mul(self.coming)
@@ -135,7 +150,7 @@ class Dyadic:
             dg.view(-1, 2, h, K)[asks].add_(sums(x, not self.to_left) if h > 1 else x)
             if h > 1:
                 dg.view(-1, 2, h, K)[answers].add_(sums(y, self.to_left, exclusive=True))
-        return dq, dk, dg
+        return dq.addcmul_(own, self.k), dk.addcmul_(own, self.q), dg
 
 
 def outer(x: Tensor, y: Tensor) -> Tensor:
@@ -148,12 +163,15 @@ def combine(d: Tensor, x: Tensor) -> Tensor:
     return d * x if d.shape[1] == 1 else torch.bmm(d, x)
 
 
-def decays(q: Tensor, k: Tensor, g: Tensor, to_left: bool, form: str) -> Factored | Dyadic:
-    """The form that the log decays of this tile allow; ``form`` = ``dyadic`` for that one at any rate."""
+def decays(q: Tensor, k: Tensor, g: Tensor, to_left: bool, work: Workspace, form: str) -> Factored | Dyadic:
+    """The form that the log decays of this tile allow, which may write over its operands.
+
+    ``form`` = ``dyadic``: that one at any rate.
+    """
     if form != "dyadic":
-        b = sums(g, to_left, factor=LOG2_E)  # NaN where g holds -inf, and then the comparison is false
-        if bool(b[:, 0 if to_left else -1].amin() > MILDEST_TOTAL * LOG2_E):
-            return Factored(q, k, b, to_left)
+        b = sums(g, to_left, factor=LOG2_E, out=work(*g.shape))
+        if bool(b[:, 0 if to_left else -1].amin() > STRONGEST_TOTAL * LOG2_E):  # false where g = -inf makes b NaN
+            return Factored(q, k, b, to_left, work)
     return Dyadic(q, k, g.exp_(), to_left)
 
 
@@ -182,38 +200,36 @@ def forward(
         form: ``auto`` or ``dyadic``.
     """
     entering[:, len(chunks.tiles) :].zero_()
+    work = Workspace(o.device)
+
+    def gathered(tile: Tile, side: int) -> Factored | Dyadic:
+        qq, kk, g = (chunks.gather(x, tile, work) for x in (q, k, gates[side]))
+        return decays(qq, kk, g, bool(side), work, form)
+
     if len(gates) > 1:
         carry = torch.zeros_like(entering[1, 0])
         for number, tile in reversed(list(enumerate(chunks.tiles))):
             entering[1, number] = carry
             if number:
-                kk, vv, g = (chunks.gather(x, tile) for x in (k, v, gates[1]))
-                w = decays(kk, kk, g, True, form)
-                _, carry = chunks.scan(w.k_out, vv, w.decay, carry, tile, True, None, None)
+                work.restart()
+                w, vv = gathered(tile, 1), chunks.gather(v, tile, work)
+                _, carry = chunks.scan(w.k_out, vv, w.decay, carry, tile, True, None, None, work)
     carry = torch.zeros_like(entering[0, 0])
     for number, tile in enumerate(chunks.tiles):
         entering[0, number] = carry
-        qq, kk, vv = (chunks.gather(x, tile) for x in (q, k, v))
-        qq.mul_(scale)
-        y = None
+        work.restart()
+        vv = chunks.gather(v, tile, work)
+        y = work(*vv.shape)
         A: Tensor | None = None
-        for side, gate in enumerate(gates):
-            w = decays(qq, kk, chunks.gather(gate, tile), bool(side), form)
+        for side in range(len(gates)):
+            w = gathered(tile, side)
             A = w.scores() if A is None else A.add_(w.scores())
-            S, left = chunks.scan(
-                w.k_out,
-                vv,
-                w.decay,
-                entering[side, number],
-                tile,
-                bool(side),
-                *((None, None) if side else (first, last)),
-            )
+            ends = (None, None) if side else (first, last)
+            S, left = chunks.scan(w.k_out, vv, w.decay, entering[side, number], tile, bool(side), *ends, work)
             carry = carry if side else left
-            y = torch.bmm(w.q_in, S) if y is None else y.baddbmm_(w.q_in, S)
-        assert y is not None
+            torch.baddbmm(y, w.q_in, S, beta=side, alpha=scale, out=y)
         assert A is not None
-        chunks.scatter(y.baddbmm_(A, vv), o, tile)
+        chunks.scatter(y.baddbmm_(A, vv, alpha=scale), o, tile)
 
 
 def backward(
@@ -236,6 +252,12 @@ def backward(
 ) -> None:
     """Write the gradients of ``forward`` for ``do`` and for ``dlast``, that of the final states (None: zeros)."""
     numbered = list(enumerate(chunks.tiles))
+    work = Workspace(do.device)
+
+    def gathered(tile: Tile, side: int) -> Factored | Dyadic:
+        qq, kk, g = (chunks.gather(x, tile, work) for x in (q, k, gates[side]))
+        return decays(qq, kk, g, bool(side), work, form)
+
     dentering = None
     if len(gates) > 1:  # the state's gradient of the direction to the left comes from the left
         dentering = torch.empty_like(entering[1])
@@ -243,42 +265,41 @@ def backward(
         for number, tile in numbered:
             dentering[number] = carry
             if number < len(numbered) - 1:
-                qq, dd, g = (chunks.gather(x, tile) for x in (q, do, gates[1]))
-                w = decays(qq.mul_(scale), qq, g, True, form)
-                _, carry = chunks.scan(w.q_in, dd, w.decay, carry, tile, False, None, None)
+                work.restart()
+                w, dd = gathered(tile, 1), chunks.gather(do, tile, work).mul_(scale)
+                _, carry = chunks.scan(w.q_in, dd, w.decay, carry, tile, False, None, None, work)
     carry = torch.zeros_like(entering[0, 0])
     for number, tile in reversed(numbered):
-        qq, kk, vv, dd = (chunks.gather(x, tile) for x in (q, k, v, do))
-        qq.mul_(scale)
-        dA = torch.bmm(dd, vv.mT)
-        own = (dA.diagonal(dim1=1, dim2=2) * len(gates)).unsqueeze(-1)  # each token reads itself, without decay
+        work.restart()
+        vv, dd = (chunks.gather(x, tile, work) for x in (v, do))
+        dA = torch.bmm(dd.mul_(scale), vv.mT, out=work(len(vv), chunks.C, chunks.C))
+        own = dA.diagonal(dim1=1, dim2=2).unsqueeze(-1)
+        dvv = work(*vv.shape)
         A: Tensor | None = None
         dqq: Tensor | None = None
         dkk: Tensor | None = None
-        dvv: Tensor | None = None
-        for side, gate in enumerate(gates):
+        for side in range(len(gates)):
             to_left = bool(side)
-            w = decays(qq, kk, chunks.gather(gate, tile), to_left, form)
+            w = gathered(tile, side)
             A = w.scores() if A is None else A.add_(w.scores())
             S, _ = chunks.scan(
-                w.k_out, vv, w.decay, entering[side, number], tile, to_left, None if side else first, None
+                w.k_out, vv, w.decay, entering[side, number], tile, to_left, None if side else first, None, work
             )
             arriving = carry if dentering is None or not side else dentering[number]
-            dS, left = chunks.scan(
-                w.q_in, dd, w.decay, arriving, tile, not to_left, *((None, None) if side else (dlast, dfirst))
-            )
+            ends = (None, None) if side else (dlast, dfirst)
+            dS, left = chunks.scan(w.q_in, dd, w.decay, arriving, tile, not to_left, *ends, work)
             carry = carry if side else left
-            dvv = torch.bmm(w.k_out, dS) if dvv is None else dvv.baddbmm_(w.k_out, dS)
-            dq_in, dk_out = torch.bmm(dd, S.mT), torch.bmm(vv, dS.mT)
+            torch.baddbmm(dvv, w.k_out, dS, beta=side, out=dvv)
+            dq_in = torch.bmm(dd, S.mT, out=work(*w.q_in.shape))
+            dk_out = torch.bmm(vv, dS.mT, out=work(*w.k_out.shape))
             through = S.mul_(dS).sum(-1, keepdim=True).mul_(w.decay)  # share of the state that passes the chunk
-            more_dq, more_dk, dg = w.gradients(strict(dA, to_left), dq_in, dk_out)
+            more_dq, more_dk, dg = w.gradients(dA, own, dq_in, dk_out)
             dqq = more_dq if dqq is None else dqq.add_(more_dq)
             dkk = more_dk if dkk is None else dkk.add_(more_dk)
             chunks.scatter(dg.add_(through.mT), dgates[side], tile)
-        assert dvv is not None
         assert A is not None
         assert dqq is not None
         assert dkk is not None
         chunks.scatter(dvv.baddbmm_(A.mT, dd), dv, tile)
-        chunks.scatter(dqq.addcmul_(own, kk).mul_(scale), dq, tile)
-        chunks.scatter(dkk.addcmul_(own, qq), dk, tile)
+        chunks.scatter(dqq, dq, tile)
+        chunks.scatter(dkk, dk, tile)

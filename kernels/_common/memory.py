@@ -1,9 +1,10 @@
-"""Large results on a CPU."""
+"""Memory of large results, and of tiles that are computed one after the other, on a CPU."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import sys
 from collections.abc import Callable
 
@@ -30,6 +31,47 @@ def empty_like(x: Tensor) -> Tensor:
         start = -(-result.data_ptr() // PAGE) * PAGE
         advise(start, (result.data_ptr() + size - start) // PAGE * PAGE, MADV_HUGEPAGE)  # refused: ordinary pages
     return result
+
+
+class Workspace:
+    """Uninitialised float32 tensors for one tile after the other: the n-th request of each tile gets the same memory.
+
+    What the allocator hands out is often new to the cache, or pages that the system has yet to map, which costs more
+    than an elementwise operation. Tensors of a tile must not be used after the next ``restart``.
+    """
+
+    def __init__(self, device: torch.device):
+        _keep_freed_pages()
+        self.device = device
+        self.blocks: list[Tensor] = []
+        self.views: list[Tensor] = []  # of the blocks, as they were last asked for
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a tile."""
+        self.used = 0
+
+    def __call__(self, *shape: int) -> Tensor:
+        number = self.used
+        self.used += 1
+        if number == len(self.blocks):
+            self.blocks.append(torch.empty(math.prod(shape), dtype=torch.float32, device=self.device))
+            self.views.append(self.blocks[number].view(shape))
+        if self.views[number].shape != shape:
+            if self.blocks[number].numel() < math.prod(shape):
+                self.blocks[number] = torch.empty(math.prod(shape), dtype=torch.float32, device=self.device)
+            self.views[number] = self.blocks[number][: math.prod(shape)].view(shape)
+        return self.views[number]
+
+
+@functools.cache
+def _keep_freed_pages() -> None:
+    """Let the allocator keep what is freed instead of returning it to the system, to be mapped again by the next call.
+
+    glibc keeps up to twice the size of the largest block below ``LARGE`` that was ever freed: this frees one. Its pages
+    are never touched, so it costs nothing; other allocators do not mind.
+    """
+    torch.empty(LARGE - PAGE, dtype=torch.uint8)
 
 
 @functools.cache
