@@ -106,20 +106,22 @@ class Chunks:
         out.copy_(rows.view(self.B, n, C, self.H, D).permute(1, 0, 3, 2, 4))
         return out.view(-1, C, D)
 
-    def scatter(self, y: Tensor, out: Tensor, tile: Tile) -> None:
-        """Write ``[N, C, D]`` to the tile's tokens of ``out [B, T, H, D]``, in its type."""
+    def scatter(self, y: Tensor, out: Tensor, tile: Tile, add: bool = False) -> None:
+        """Write ``[N, C, D]`` to the tile's tokens of ``out [B, T, H, D]``, in its type, or add it to them."""
         lo, n = tile
         y = y.view(n, self.B, self.H, self.C, -1)
         if self.tokens is not None:
             inside = self.inside[lo : lo + n]
-            rows = y[:, 0].transpose(1, 2)[inside]
-            out[0].index_copy_(0, self.tokens[lo : lo + n][inside], rows.to(out.dtype))
+            rows = y[:, 0].transpose(1, 2)[inside].to(out.dtype)
+            tokens = self.tokens[lo : lo + n][inside]
+            out[0].index_add_(0, tokens, rows) if add else out[0].index_copy_(0, tokens, rows)
             return
         t = lo * self.C
         there = min(n * self.C, self.T - t)
         rows = self.rows(n, y.shape[-1])
         rows.view(self.B, n, self.C, self.H, -1).copy_(y.permute(1, 0, 3, 2, 4))
-        out[:, t : t + there].copy_(rows[:, :there])
+        place = out[:, t : t + there]
+        place.add_(rows[:, :there]) if add else place.copy_(rows[:, :there])
 
     def scan(
         self,

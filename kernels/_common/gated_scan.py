@@ -1,4 +1,4 @@
-"""Decays inside a chunk, and the walk over tiles that gated linear attention of one or two directions shares.
+"""Decays inside a chunk, and the walk over tiles, for gated linear attention of one or two directions.
 
 Inside a chunk, b is the cumulative sum of the log decays in the direction's order (inclusive), b_C the chunk's total.
 Everything needed is the products of q_i and k_j with e^(b_i - b_j), with e^(b_i) (state -> output) and with
@@ -11,7 +11,7 @@ Legend as in ``chunks.py``. ``to_left``: the direction that runs against time.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
@@ -36,9 +36,10 @@ def sums(x: Tensor, to_left: bool, exclusive: bool = False, factor: float = 1.0,
     return torch.bmm(triangle(C, to_left, int(exclusive), x.device, factor).expand(len(x), C, C), x, out=out)
 
 
-def strict(dA: Tensor, to_left: bool, out: Tensor | None = None) -> Tensor:
-    """The pairs of different tokens of one direction."""
-    return torch.triu(dA, 1, out=out) if to_left else torch.tril(dA, -1, out=out)
+def strict(dA: Tensor, to_left: bool) -> tuple[Tensor, Tensor]:
+    """The pairs of different tokens of one direction, in place, and what each token reads of itself ``[N, C, 1]``."""
+    own = dA.diagonal(dim1=1, dim2=2).unsqueeze(-1).clone()
+    return dA.triu_(1) if to_left else dA.tril_(-1), own
 
 
 class Factored:
@@ -62,15 +63,14 @@ class Factored:
         A = torch.bmm(self.q, self.k.mT, out=self.work(N, C, C))
         return A.triu_() if self.to_left else A.tril_()
 
-    def gradients(self, dA: Tensor, own: Tensor, dq_in: Tensor, dk_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def gradients(self, dA: Tensor, dq_in: Tensor, dk_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """dq, dk and dg without the share of the state that passes the whole chunk.
 
         Args:
-            dA: gradient of the scores of all pairs, ``[N, C, C]``.
-            own: its diagonal, ``[N, C, 1]``: a token reads itself without decay.
-            dq_in: gradient of ``q_in``, written over; ``dk_out`` likewise.
+            dA: gradient of the scores of all pairs, ``[N, C, C]``; written over, like the following two.
+            dq_in: gradient of ``q_in``; dk_out likewise.
         """
-        dA = strict(dA, self.to_left, out=self.work(*dA.shape))
+        dA, own = strict(dA, self.to_left)
         y = self.k_out.mul_(dk_out)
         dk = torch.bmm(dA.mT, self.q, out=self.work(*y.shape))
         dq = dq_in.baddbmm_(dA, self.k)
@@ -129,10 +129,10 @@ class Dyadic:
                 self.block(A, h).copy_(outer(asking, answering).view(N, -1, h, h))
         return A
 
-    def gradients(self, dA: Tensor, own: Tensor, dq_in: Tensor, dk_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def gradients(self, dA: Tensor, dq_in: Tensor, dk_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As of ``Factored``; dg adds up terms of pairs that its gate lies between, so nothing cancels."""
         C, K = self.q.shape[1:]
-        dA = strict(dA, self.to_left)
+        dA, own = strict(dA, self.to_left)
         dg = sums(self.q_in.mul_(dq_in), not self.to_left)
         dg.baddbmm_(triangle(C, self.to_left, 1, dg.device).expand_as(dA), self.k_out.mul_(dk_out))
         dq, dk = dq_in.mul_(self.arrived), dk_out.mul(self.coming)
@@ -180,56 +180,39 @@ def forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    gates: Sequence[Tensor],
+    g: Tensor,
     scale: float,
     first: Tensor | None,
     last: Tensor | None,
     entering: Tensor,
     o: Tensor,
+    to_left: bool = False,
+    add: bool = False,
     form: str = "auto",
 ) -> None:
-    """Write the sum over directions of their outputs to ``o``.
+    """Write the outputs of one direction to ``o``.
 
     Args:
         chunks: how the sequences are cut.
-        q: ``[B, T, H, K]``, as k; v and o are ``[B, T, H, V]``.
-        gates: log decays like q; those in time's order, then those against it.
+        q: ``[B, T, H, K]``, as k and the log decays g; v and o are ``[B, T, H, V]``.
         scale: multiplies q.
-        first: ``[S, B, H, K, V]`` initial states of the first direction, or None; ``last`` receives its final ones.
-        entering: ``[directions, tiles, B, H, K, V]`` receives the state that enters each tile, for the backward.
+        first: ``[S, B, H, K, V]`` initial states, or None; ``last`` receives the final ones.
+        entering: ``[tiles, B, H, K, V]`` receives the state that enters each tile, for the backward.
+        to_left: the direction that runs against time.
+        add: add the outputs to what stands in ``o``.
         form: ``auto`` or ``dyadic``.
     """
-    entering[:, len(chunks.tiles) :].zero_()
+    entering[len(chunks.tiles) :].zero_()
     work = Workspace(o.device)
-
-    def gathered(tile: Tile, side: int) -> Factored | Dyadic:
-        qq, kk, g = (chunks.gather(x, tile, work) for x in (q, k, gates[side]))
-        return decays(qq, kk, g, bool(side), work, form)
-
-    if len(gates) > 1:
-        carry = torch.zeros_like(entering[1, 0])
-        for number, tile in reversed(list(enumerate(chunks.tiles))):
-            entering[1, number] = carry
-            if number:
-                work.restart()
-                w, vv = gathered(tile, 1), chunks.gather(v, tile, work)
-                _, carry = chunks.scan(w.k_out, vv, w.decay, carry, tile, True, None, None, work)
-    carry = torch.zeros_like(entering[0, 0])
-    for number, tile in enumerate(chunks.tiles):
-        entering[0, number] = carry
+    carry = torch.zeros_like(entering[0])
+    for number, tile in walk(chunks, to_left):
+        entering[number] = carry
         work.restart()
-        vv = chunks.gather(v, tile, work)
-        y = work(*vv.shape)
-        A: Tensor | None = None
-        for side in range(len(gates)):
-            w = gathered(tile, side)
-            A = w.scores() if A is None else A.add_(w.scores())
-            ends = (None, None) if side else (first, last)
-            S, left = chunks.scan(w.k_out, vv, w.decay, entering[side, number], tile, bool(side), *ends, work)
-            carry = carry if side else left
-            torch.baddbmm(y, w.q_in, S, beta=side, alpha=scale, out=y)
-        assert A is not None
-        chunks.scatter(y.baddbmm_(A, vv, alpha=scale), o, tile)
+        qq, kk, vv, gg = (chunks.gather(x, tile, work) for x in (q, k, v, g))
+        w = decays(qq, kk, gg, to_left, work, form)
+        S, carry = chunks.scan(w.k_out, vv, w.decay, carry, tile, to_left, first, last, work)
+        y = torch.baddbmm(vv, w.q_in, S, beta=0, alpha=scale, out=work(*vv.shape))
+        chunks.scatter(y.baddbmm_(w.scores(), vv, alpha=scale), o, tile, add)
 
 
 def backward(
@@ -238,7 +221,7 @@ def backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    gates: Sequence[Tensor],
+    g: Tensor,
     scale: float,
     first: Tensor | None,
     dlast: Tensor | None,
@@ -246,60 +229,39 @@ def backward(
     dq: Tensor,
     dk: Tensor,
     dv: Tensor,
-    dgates: Sequence[Tensor],
+    dg: Tensor,
     dfirst: Tensor | None,
+    to_left: bool = False,
+    add: bool = False,
     form: str = "auto",
 ) -> None:
-    """Write the gradients of ``forward`` for ``do`` and for ``dlast``, that of the final states (None: zeros)."""
-    numbered = list(enumerate(chunks.tiles))
+    """Write the gradients of ``forward`` for ``do`` and for ``dlast``, that of the final states (None: zeros).
+
+    ``add``: add those of q, k and v to what stands in ``dq``, ``dk`` and ``dv``.
+    """
     work = Workspace(do.device)
-
-    def gathered(tile: Tile, side: int) -> Factored | Dyadic:
-        qq, kk, g = (chunks.gather(x, tile, work) for x in (q, k, gates[side]))
-        return decays(qq, kk, g, bool(side), work, form)
-
-    dentering = None
-    if len(gates) > 1:  # the state's gradient of the direction to the left comes from the left
-        dentering = torch.empty_like(entering[1])
-        carry = torch.zeros_like(entering[1, 0])
-        for number, tile in numbered:
-            dentering[number] = carry
-            if number < len(numbered) - 1:
-                work.restart()
-                w, dd = gathered(tile, 1), chunks.gather(do, tile, work).mul_(scale)
-                _, carry = chunks.scan(w.q_in, dd, w.decay, carry, tile, False, None, None, work)
-    carry = torch.zeros_like(entering[0, 0])
-    for number, tile in reversed(numbered):
+    carry = torch.zeros_like(entering[0])
+    for number, tile in walk(chunks, not to_left):
         work.restart()
-        vv, dd = (chunks.gather(x, tile, work) for x in (v, do))
-        dA = torch.bmm(dd.mul_(scale), vv.mT, out=work(len(vv), chunks.C, chunks.C))
-        own = dA.diagonal(dim1=1, dim2=2).unsqueeze(-1)
-        dvv = work(*vv.shape)
-        A: Tensor | None = None
-        dqq: Tensor | None = None
-        dkk: Tensor | None = None
-        for side in range(len(gates)):
-            to_left = bool(side)
-            w = gathered(tile, side)
-            A = w.scores() if A is None else A.add_(w.scores())
-            S, _ = chunks.scan(
-                w.k_out, vv, w.decay, entering[side, number], tile, to_left, None if side else first, None, work
-            )
-            arriving = carry if dentering is None or not side else dentering[number]
-            ends = (None, None) if side else (dlast, dfirst)
-            dS, left = chunks.scan(w.q_in, dd, w.decay, arriving, tile, not to_left, *ends, work)
-            carry = carry if side else left
-            torch.baddbmm(dvv, w.k_out, dS, beta=side, out=dvv)
-            dq_in = torch.bmm(dd, S.mT, out=work(*w.q_in.shape))
-            dk_out = torch.bmm(vv, dS.mT, out=work(*w.k_out.shape))
-            through = S.mul_(dS).sum(-1, keepdim=True).mul_(w.decay)  # share of the state that passes the chunk
-            more_dq, more_dk, dg = w.gradients(dA, own, dq_in, dk_out)
-            dqq = more_dq if dqq is None else dqq.add_(more_dq)
-            dkk = more_dk if dkk is None else dkk.add_(more_dk)
-            chunks.scatter(dg.add_(through.mT), dgates[side], tile)
-        assert A is not None
-        assert dqq is not None
-        assert dkk is not None
-        chunks.scatter(dvv.baddbmm_(A.mT, dd), dv, tile)
-        chunks.scatter(dqq, dq, tile)
-        chunks.scatter(dkk, dk, tile)
+        qq, kk, vv, gg, dd = (chunks.gather(x, tile, work) for x in (q, k, v, g, do))
+        dd.mul_(scale)
+        w = decays(qq, kk, gg, to_left, work, form)
+        S, _ = chunks.scan(w.k_out, vv, w.decay, entering[number], tile, to_left, first, None, work)
+        dS, carry = chunks.scan(w.q_in, dd, w.decay, carry, tile, not to_left, dlast, dfirst, work)
+        dvv = torch.bmm(w.k_out, dS, out=work(*vv.shape))
+        chunks.scatter(dvv.baddbmm_(w.scores().mT, dd), dv, tile, add)
+
+        dA = torch.bmm(dd, vv.mT, out=work(len(vv), chunks.C, chunks.C))
+        dq_in = torch.bmm(dd, S.mT, out=work(*w.q_in.shape))
+        dk_out = torch.bmm(vv, dS.mT, out=work(*w.k_out.shape))
+        through = S.mul_(dS).sum(-1, keepdim=True).mul_(w.decay)  # share of the state that passes the chunk
+        dqq, dkk, dgg = w.gradients(dA, dq_in, dk_out)
+        chunks.scatter(dqq, dq, tile, add)
+        chunks.scatter(dkk, dk, tile, add)
+        chunks.scatter(dgg.add_(through.mT), dg, tile)
+
+
+def walk(chunks: Chunks, to_left: bool) -> list[tuple[int, Tile]]:
+    """The tiles with their numbers, in a direction's order."""
+    numbered = list(enumerate(chunks.tiles))
+    return numbered[::-1] if to_left else numbered

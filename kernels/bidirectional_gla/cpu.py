@@ -1,6 +1,6 @@
-"""Both directions in one walk over the chunks, in plain PyTorch.
+"""Both directions, one after the other, each in one walk over the chunks, in plain PyTorch.
 
-The directions share q, k, v and one score matrix, which multiplies v once. Legend as in ``gla/cpu.py``.
+Legend as in ``gla/cpu.py``.
 """
 
 from __future__ import annotations
@@ -18,23 +18,26 @@ def forward(
     """Outputs, and the states of both directions that enter each tile of time."""
     B, T, H, K = q.shape
     tiles = num_tiles(T, None if cu_seqlens is None else cu_seqlens.shape[0] - 1)
-    o = torch.empty(v.shape, dtype=v.dtype, device=v.device)
+    o = torch.empty(v.shape, dtype=torch.float32, device=v.device)
     entering = torch.empty(2, tiles, B, H, K, v.shape[-1], dtype=torch.float32, device=v.device)
     with torch.autocast(q.device.type, enabled=False):
         for batch, chunks in groups(q, v, cu_seqlens):
-            gated_scan.forward(
-                chunks,
-                q[batch],
-                k[batch],
-                v[batch],
-                gates=[g_forward[batch], g_backward[batch]],
-                scale=scale / 2,  # the mean of the directions
-                first=None,
-                last=None,
-                entering=entering[:, :, batch],
-                o=o[batch],
-            )
-    return o, entering
+            for side, g in enumerate((g_forward, g_backward)):
+                gated_scan.forward(
+                    chunks,
+                    q[batch],
+                    k[batch],
+                    v[batch],
+                    g[batch],
+                    scale=scale / 2,  # the mean of the directions
+                    first=None,
+                    last=None,
+                    entering=entering[side, :, batch],
+                    o=o[batch],
+                    to_left=bool(side),
+                    add=bool(side),
+                )
+    return o.to(v.dtype), entering
 
 
 def backward(
@@ -49,26 +52,28 @@ def backward(
     scale: float,
 ) -> list[Tensor]:
     """Gradients of q, k, v and of both gates."""
-    dq, dk, dv, dg_forward, dg_backward = (
-        torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, g_forward, g_backward)
-    )
+    dq, dk, dv = (torch.empty(x.shape, dtype=torch.float32, device=x.device) for x in (q, k, v))
+    dgates = [torch.empty(g.shape, dtype=g.dtype, device=g.device) for g in (g_forward, g_backward)]
     with torch.autocast(q.device.type, enabled=False):
         for batch, chunks in groups(q, v, cu_seqlens):
-            gated_scan.backward(
-                chunks,
-                do[batch],
-                q[batch],
-                k[batch],
-                v[batch],
-                gates=[g_forward[batch], g_backward[batch]],
-                scale=scale / 2,
-                first=None,
-                dlast=None,
-                entering=entering[:, :, batch],
-                dq=dq[batch],
-                dk=dk[batch],
-                dv=dv[batch],
-                dgates=[dg_forward[batch], dg_backward[batch]],
-                dfirst=None,
-            )
-    return [dq, dk, dv, dg_forward, dg_backward]
+            for side, g in enumerate((g_forward, g_backward)):
+                gated_scan.backward(
+                    chunks,
+                    do[batch],
+                    q[batch],
+                    k[batch],
+                    v[batch],
+                    g[batch],
+                    scale=scale / 2,
+                    first=None,
+                    dlast=None,
+                    entering=entering[side, :, batch],
+                    dq=dq[batch],
+                    dk=dk[batch],
+                    dv=dv[batch],
+                    dg=dgates[side][batch],
+                    dfirst=None,
+                    to_left=bool(side),
+                    add=bool(side),
+                )
+    return [dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), *dgates]

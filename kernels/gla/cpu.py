@@ -31,11 +31,11 @@ def forward(
                 q[batch],
                 k[batch],
                 v[batch],
-                gates=[g[batch]],
+                g[batch],
                 scale=scale,
                 first=None if first is None else first.float(),
                 last=by_sequence(last, batch, cu_seqlens),
-                entering=entering[None, :, batch],
+                entering=entering[:, batch],
                 o=o[batch],
             )
     return o, last, entering
@@ -68,15 +68,15 @@ def backward(
                 q[batch],
                 k[batch],
                 v[batch],
-                gates=[g[batch]],
+                g[batch],
                 scale=scale,
                 first=None if first is None else first.float(),
                 dlast=by_sequence(dlast, batch, cu_seqlens),
-                entering=entering[None, :, batch],
+                entering=entering[:, batch],
                 dq=dq[batch],
                 dk=dk[batch],
                 dv=dv[batch],
-                dgates=[dg[batch]],
+                dg=dg[batch],
                 dfirst=by_sequence(dfirst, batch, cu_seqlens),
             )
     return [dq, dk, dv, dg] if initial_state is None else [dq, dk, dv, dg, dfirst.to(initial_state.dtype)]
