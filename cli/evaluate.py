@@ -19,7 +19,9 @@ def evaluate(
     context: typer.Context,
     task: Annotated[str, typer.Argument(help="A task of `toolkit list tasks`.")],
     run: Annotated[Path | None, typer.Option(help="Run folder; its best checkpoint counts.")] = None,
-    model: Annotated[str | None, typer.Option(help="Model directory.", metavar="PATH")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model directory, or a timm model's published weights.", metavar="NAME|PATH")
+    ] = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
@@ -53,6 +55,8 @@ def evaluate(
     Examples:
 
         toolkit evaluate forecast --run runs/forecast/gateformer_beijing_pm25/20260101-120000
+
+        toolkit evaluate classify --model resnet18.a1_in1k --data imagenet/val
 
         toolkit evaluate forecast --suite ett --data my_data/ --models gateformer,dlinear
 

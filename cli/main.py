@@ -22,6 +22,7 @@ from toolkit.cli.convert import convert
 from toolkit.cli.data import data
 from toolkit.cli.doctor import doctor
 from toolkit.cli.evaluate import evaluate
+from toolkit.cli.export import export
 from toolkit.cli.list import list_names
 from toolkit.cli.predict import predict
 from toolkit.cli.show import show
@@ -75,6 +76,7 @@ app.command("list")(guarded(list_names))
 app.command("show")(guarded(show))
 app.command("data")(guarded(data))
 app.command("convert", context_settings=FREE_KEYS)(guarded(convert))
+app.command("export")(guarded(export))
 app.command("bench")(guarded(bench))
 app.command("doctor")(guarded(doctor))
 

@@ -17,7 +17,9 @@ def predict(
     context: typer.Context,
     task: Annotated[str, typer.Argument(help="A task of `toolkit list tasks`.")],
     run: Annotated[Path | None, typer.Option(help="Run folder; its best checkpoint counts.")] = None,
-    model: Annotated[str | None, typer.Option(help="Model directory.", metavar="PATH")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model directory, or a timm model's published weights.", metavar="NAME|PATH")
+    ] = None,
     source: Annotated[str | None, typer.Option("--input", help="The input, if not given as a word.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File for the prediction.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Results as JSON on standard output.")] = False,

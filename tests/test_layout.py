@@ -27,10 +27,10 @@ ALLOWED = {
     "tasks": BASE | {"data", "blocks", "adapt", "datasets", "engine"},
     "pretrained": BASE | {"data", "blocks", "engine", "tasks"},
     "hub": BASE | {"data", "blocks", "engine", "tasks"},
-    "export": BASE | {"data", "blocks", "engine", "tasks"},
-    "api": BASE | {"kernels", "data", "blocks", "datasets", "engine", "tasks", "hub", "export"},
+    "exports": BASE | {"kernels", "tasks", "hub"},  # not "export": the module would hide the function toolkit.export
+    "api": BASE | {"kernels", "data", "blocks", "datasets", "engine", "tasks", "hub"},
     "suites": BASE | {"engine", "tasks", "api"},
-    "cli": BASE | {"kernels", "data", "engine", "api", "suites", "hub", "export"},
+    "cli": BASE | {"kernels", "data", "engine", "api", "suites", "hub", "exports"},
 }
 
 

@@ -20,9 +20,11 @@ _HUB = ("load", "save", "push", "from_official", "create_model")
 _LAZY = dict.fromkeys(_API, "toolkit.api") | dict.fromkeys(_HUB, "toolkit.hub")
 _LAZY["gate_forecaster"] = "toolkit.tasks.forecast.gated"
 _LAZY |= dict.fromkeys(("evaluate_suite", "cross_validate"), "toolkit.suites")
+_LAZY["export"] = "toolkit.exports"
 
 if TYPE_CHECKING:
     from toolkit.api import bench, convert, dataset, doctor, evaluate, predict, results, show, train
+    from toolkit.exports import export
     from toolkit.hub import create_model, from_official, load, push, save
     from toolkit.suites import cross_validate, evaluate_suite
     from toolkit.tasks.forecast.gated import gate_forecaster

@@ -177,7 +177,7 @@ def evaluate(
     """Metrics of a trained model on a split.
 
     Args:
-        run, model: a run folder, or a model directory; one of them.
+        run, model: a run folder, or a model directory or the name of published weights; one of them.
         data: other data than the model was trained on; the model's own scaling stays.
         split: ``train``, ``val`` or ``test``.
         overrides: further settings of the task.
@@ -219,7 +219,7 @@ def predict(
 
     Args:
         inputs: what the task predicts from; for a forecast a table whose last rows are used.
-        run, model: a run folder, or a model directory; one of them.
+        run, model: a run folder, or a model directory or the name of published weights; one of them.
         output: file that gets the prediction (and a plot beside it); default: nothing is written.
 
     Returns:
@@ -290,7 +290,7 @@ def dataset(action: str, name: str | None = None) -> dict[str, Any]:
 def doctor() -> dict[str, dict[str, str]]:
     """Versions, devices, folders and optional pieces of this installation."""
     environment = run_environment("")
-    optional = {"pyarrow": "parquet", "triton": "triton"}
+    optional = {"pyarrow": "parquet", "triton": "triton", "onnxscript": "export"}
     opencv = [name for name in ("opencv-python", "opencv-contrib-python") if installed_version(name)]
     return {
         "versions": {
@@ -328,7 +328,7 @@ def convert(family: str, file: str | Path, out: str | Path, **config: Any) -> Pa
     target = Path(out)
     check_free(target, "Choose another folder")
     model = hub.from_official(family, file, **config)
-    return hub.save(model, target, source=f"converted from {Path(file).name}")
+    return hub.save(model, target, source=f"converted from {Path(file).name}", **hub.official_card(family, model))
 
 
 def bench(kind: str, name: str | None = None, *, repeats: int = 9, aot: bool = False) -> list[dict[str, Any]]:

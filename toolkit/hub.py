@@ -22,6 +22,7 @@ from toolkit.engine import checkpoint
 from toolkit.engine.run import Run
 from toolkit.errors import DataNotFoundError, InputError
 
+HUB = "hf-hub:"
 TIMM = "timm/"  # an architecture of this prefix is created by timm
 
 
@@ -66,18 +67,34 @@ def save(model: nn.Module, path: str | Path, **card: Any) -> Path:
 
 
 def load(source: str | Path) -> nn.Module:
-    """A model, in eval mode, from a model directory, a run folder or ``hf-hub:organisation/name``.
+    """A model, in eval mode, from a model directory, a run folder, ``hf-hub:organisation/name``, or a name of timm.
 
     Raises:
         InputError: nothing there, a damaged file, or weights that do not fit the described architecture.
+        DataNotFoundError: weights that are not on this machine and cannot be fetched.
     """
     return load_pretrained(source).model
 
 
 def load_pretrained(source: str | Path) -> Pretrained:
     """Like ``load``, with the directory's card and further tensors."""
+    text = str(source)
+    if not text.startswith(HUB) and not Path(text).exists() and len(Path(text).parts) == 1:
+        from toolkit.tasks.classify import weights
+
+        if weights.is_name(text):
+            model, card = weights.load(text)
+            return Pretrained(model.eval(), card, {}, Path(text))
+        if text in registry.models:
+            raise InputError(f"{text} is an architecture", "Name a model directory or a run folder, which have weights")
+        raise InputError(f"no model directory at {text}, nor does timm know a model of that name", weights.near(text))
     folder = _resolve(source)
     card = checkpoint.read_card(folder)
+    if "pretrained_cfg" in card:  # timm's own form of a model directory
+        from toolkit.tasks.classify import weights
+
+        model, card = weights.load_folder(folder)
+        return Pretrained(model.eval(), card, {}, folder)
     model = create_model(card["architecture"], **card.get("arguments", {}))
     path = folder / checkpoint.MODEL
     checkpoint.load_strictly(model, checkpoint.read_tensors(path), str(path))
@@ -107,6 +124,15 @@ def from_official(name: str, state: Mapping[str, Any] | str | Path, **config: An
     return model.eval()
 
 
+def official_card(family: str, model: nn.Module) -> dict[str, Any]:
+    """What is known of a model with official weights beside its architecture, for ``config.json``."""
+    if registry.families.entry(family).group != "classify":
+        return {}
+    from toolkit.tasks.classify import weights
+
+    return weights.official_card(model)
+
+
 def push(model: nn.Module, repository: str, private: bool = True) -> str:
     """Upload a model directory to the Hugging Face hub; returns its address. Needs a login there.
 
@@ -127,15 +153,17 @@ def push(model: nn.Module, repository: str, private: bool = True) -> str:
 def _resolve(source: str | Path) -> Path:
     """The model directory that a path, run folder or hub name stands for."""
     text = str(source)
-    if text.startswith("hf-hub:"):
+    if text.startswith(HUB):
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-        name, files = text.removeprefix("hf-hub:"), ["*.json", "*.safetensors"]
+        name, files = text.removeprefix(HUB), ["*.json", "*.safetensors"]
         try:
             return Path(snapshot_download(name, allow_patterns=files, local_files_only=is_offline()))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             reason = str(error).strip().splitlines()[0]
+            if is_offline():
+                reason = "it is not on this machine, and TOOLKIT_OFFLINE or HF_HUB_OFFLINE forbids its download"
             raise DataNotFoundError(f"cannot get {text}: {reason}") from None
     folder = Path(text)
     if (folder / "config.yaml").is_file():

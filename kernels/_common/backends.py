@@ -47,6 +47,11 @@ def exporting() -> Iterator[None]:
         _exporting = before
 
 
+def only_standard() -> bool:
+    """Whether an exporter or tracer is at work that knows only standard PyTorch operations."""
+    return _exporting or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
+
+
 @dataclass(frozen=True)
 class Rule:
     """A row of the table for one call: ``form`` is None where the rule does not apply."""
@@ -124,7 +129,7 @@ class Operator:
             raise InputError(f"{source} asks {self.name} for triton, but {hinder}", "auto picks a form that runs")
         yield Rule("backend, " + VARIABLE, forced, f"{source} asks for it" if forced else "nothing forced")
 
-        standard = _exporting or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
+        standard = only_standard()
         yield Rule("export", "reference" if standard else None, "to standard operations" if standard else "no")
         yield Rule("float64", "reference" if double else None, "the fast forms work in float32" if double else "no")
         fuse = self.fusible and torch.compiler.is_compiling()

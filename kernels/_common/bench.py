@@ -1,7 +1,8 @@
 """CPU times of operators against baselines: process time, one thread for all, alternating in one process.
 
 An operator joins with a file ``kernels/<op>/bench.py`` that defines ``bench_cases()``, a generator of ``Case``. Results
-are first compared with the exact ones: a wrong kernel gets no speed figure.
+are first compared with the exact ones: a wrong kernel gets no speed figure. It may also define ``memory_case()``, the
+``Case`` whose peak memory is of interest.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import importlib
 import importlib.util
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +36,10 @@ class Case:
         baselines: by name, what it is compared with.
         exact: what ``ours`` should return, e.g. the definition in float64.
         tolerance: greatest relative error of each tensor.
-        most: the time that is allowed, as a multiple of the first baseline's; None where nothing is promised.
+        most: the time that is promised, as a multiple of a baseline's, by that baseline's name.
+        once: baselines that take so long that one run has to do.
+        series: what cases of several lengths have in common, to compare their times; empty for none.
+        length: of the sequences, in a series.
     """
 
     name: str
@@ -42,7 +47,10 @@ class Case:
     baselines: Mapping[str, Computation]
     exact: Computation
     tolerance: float = 1e-5
-    most: float | None = None
+    most: Mapping[str, float] = field(default_factory=dict)
+    once: Collection[str] = ()
+    series: str = ""
+    length: int = 0
 
 
 def with_gradients(function: Callable[..., Any], inputs: Sequence[Tensor], *grads: Tensor) -> Computation:
@@ -63,7 +71,8 @@ def run(op: str | None = None, repeats: int = 9) -> list[dict[str, Any]]:
     Returns:
         A mapping per case and baseline: ``op``, ``case``, ``against``, ``error`` (largest of all tensors), ``ours_ms``
         and ``theirs_ms`` (medians), ``ratio`` (median of ours / theirs, pair by pair), ``spread`` (the quartiles of
-        that ratio), ``most`` and ``repeats``. A case with wrong results has ``error`` and ``tolerance`` only.
+        that ratio), ``most``, ``repeats``, ``series`` and ``length``. A case with wrong results has ``error`` and
+        ``tolerance`` only.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -91,19 +100,23 @@ def _measure(case: Case, repeats: int) -> list[dict[str, Any]]:
 
 
 def _compare(case: Case, repeats: int) -> Iterator[dict[str, Any]]:
-    for number, (name, theirs) in enumerate(case.baselines.items()):
-        theirs()  # warm, as ours is
-        pairs = [(_milliseconds(case.ours), _milliseconds(theirs)) for _ in range(repeats)]
+    for name, theirs in case.baselines.items():
+        pairs_of_runs = 1 if name in case.once else repeats
+        if name not in case.once:
+            theirs()  # warm, as ours is
+        pairs = [(_milliseconds(case.ours), _milliseconds(theirs)) for _ in range(pairs_of_runs)]
         ratios = [ours / other for ours, other in pairs]
-        low, ratio, high = statistics.quantiles(ratios, n=4) if repeats > 1 else ratios * 3
+        low, ratio, high = statistics.quantiles(ratios, n=4) if len(pairs) > 1 else ratios * 3
         yield {
             "against": name,
             "ours_ms": statistics.median(ours for ours, _ in pairs),
             "theirs_ms": statistics.median(other for _, other in pairs),
             "ratio": ratio,
             "spread": [low, high],
-            "most": case.most if number == 0 else None,
-            "repeats": repeats,
+            "most": case.most.get(name),
+            "repeats": len(pairs),
+            "series": case.series,
+            "length": case.length,
         }
 
 
@@ -111,6 +124,41 @@ def _milliseconds(computation: Computation) -> float:
     started = time.process_time()
     computation()
     return 1e3 * (time.process_time() - started)
+
+
+def growth(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How our times of each series grow from a length to four times that length, a line each."""
+    times: dict[tuple[str, str], dict[int, float]] = {}
+    for row in rows:
+        if row.get("series"):
+            of_length = times.setdefault((row["op"], row["series"]), {})
+            of_length[row["length"]] = min(row["ours_ms"], of_length.get(row["length"], row["ours_ms"]))
+    return [
+        f"{op}: {series}, T={4 * length:,} takes {of_length[4 * length] / time:.2f} times T={length:,}"
+        for (op, series), of_length in times.items()
+        for length, time in of_length.items()
+        if 4 * length in of_length
+    ]
+
+
+def peak_megabytes(computation: Computation) -> float:
+    """Greatest memory of this process during a call, above the level before it. Linux only: it reads /proc."""
+
+    def memory(name: str) -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split(f"{name}:")[1].split()[0]) * 1024
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+        before = memory("VmRSS")
+        results = computation()
+        peak = memory("VmHWM") - before
+        del results
+    finally:
+        torch.set_num_threads(threads)
+    return peak / 1e6
 
 
 def failures(rows: Sequence[Mapping[str, Any]]) -> list[str]:

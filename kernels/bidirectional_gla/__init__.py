@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from toolkit.kernels._common.backends import Operator
+from toolkit.kernels._common.backends import Operator, only_standard
 from toolkit.kernels._common.chunks import num_tiles
 from toolkit.kernels._common.registration import register_gradient
 from toolkit.kernels._common.sequences import check_float32, check_packed, check_sequences, why_too_wide
@@ -53,6 +53,8 @@ def bidirectional_gla(
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     tensors = (q, k, v, g_forward, g_backward)
     form = OPERATOR.choose(*tensors, backend=backend, no_triton=why_too_wide(q, v))
+    if form == "reference" and cu_seqlens is None and only_standard():
+        return reference.without_loops(*tensors, scale)
     if form == "reference":
         return reference.bidirectional_gla(*tensors, cu_seqlens, scale)
     check_float32(OPERATOR.name, form, *tensors)

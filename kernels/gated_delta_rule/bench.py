@@ -1,19 +1,29 @@
-"""What the benchmark measures: 4 heads, 64 wide, against a token loop, a textbook chunk form and softmax attention."""
+"""What the benchmark measures: 4 heads, 64 wide, against a textbook chunk form, token loops and softmax attention."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from toolkit.kernels._common.bench import Case, with_gradients
+from toolkit.kernels._common.bench import Case, Computation, with_gradients
 from toolkit.kernels.gated_delta_rule import gated_delta_rule, reference
 
 H, D, SCALE = 4, 64, 64**-0.5
-LENGTHS = (256, 768, 1024, 4096)
-PROMISED = {("fwd", 1024): 0.71, ("fwd+bwd", 1024): 0.71, ("fwd", 4096): 0.5, ("fwd+bwd", 4096): 0.33}
+LENGTHS = (256, 512, 768, 1024, 4096, 16384)
+LOOPS_UNTIL = 4096
+# Under autograd a loop takes quadratic time: the gradient of each token's slice is of full size.
+QUADRATIC_FROM = 4096
+ROWS = "chunks, inverse row by row"
+# Of a baseline's time, by pass and length.
+PROMISED = {
+    ("fwd", 1024): {ROWS: 0.71},
+    ("fwd+bwd", 1024): {ROWS: 0.71},
+    ("fwd", 4096): {ROWS: 0.5},
+    ("fwd+bwd", 4096): {ROWS: 0.33},
+}
 
 
 def ours(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tensor:
@@ -25,7 +35,21 @@ def definition(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tens
 
 
 def loop(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tensor:
-    """A tight loop over tokens: everything that can be is done once for all of them."""
+    """The recurrence as it is usually written: each step picks its token of every input."""
+    state = q.new_zeros(q.shape[0], H, D, D)
+    outputs = []
+    for t in range(q.shape[1]):
+        k_t = k[:, t]
+        state = g[:, t].exp()[..., None, None] * state
+        read = (k_t.unsqueeze(-2) @ state).squeeze(-2)
+        written = beta[:, t].unsqueeze(-1) * (v[:, t] - read)
+        state = state + k_t.unsqueeze(-1) * written.unsqueeze(-2)
+        outputs.append(((q[:, t] * SCALE).unsqueeze(-2) @ state).squeeze(-2))
+    return torch.stack(outputs, 1)
+
+
+def loop_unbound(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tensor:
+    """A tighter loop: everything that can be is done once for all tokens, which are taken apart at once."""
     q, k_row, k_column, v = (q * SCALE).unsqueeze(-2), k.unsqueeze(-2), k.unsqueeze(-1), v.unsqueeze(-2)
     a, beta = g.exp()[..., None, None], beta[..., None, None]
     state = q.new_zeros(q.shape[0], H, D, D)
@@ -68,41 +92,46 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
 
 
+def forward_only(function: Callable[..., Tensor], inputs: list[Tensor]) -> Computation:
+    def compute() -> list[Tensor]:
+        with torch.no_grad():
+            return [function(*inputs)]
+
+    return compute
+
+
 def bench_cases() -> Iterator[Case]:
-    generator = torch.Generator().manual_seed(0)
     for T in LENGTHS:
-        q, k, v, do = torch.randn(4, 1, T, H, D, generator=generator).unbind()
-        g, beta = torch.rand(2, 1, T, H, generator=generator).unbind()
-        inputs = [q, F.normalize(k, dim=-1), v, -0.1 * g, beta]
-        doubles = [x.double() for x in inputs]
+        for passes in ("fwd", "fwd+bwd"):
+            yield case(passes, T)
 
-        def forward_only(function, *tensors):
-            def compute() -> list[Tensor]:
-                with torch.no_grad():
-                    return [function(*tensors)]
 
-            return compute
+def memory_case() -> Case:
+    return case("fwd+bwd", LENGTHS[-1])
 
-        yield Case(
-            name=f"fwd, T={T} float32",
-            ours=forward_only(ours, *inputs),
-            baselines={
-                "textbook chunks of 64, inverse row by row": forward_only(chunks_row_by_row, *inputs),
-                "loop over tokens": forward_only(loop, *inputs),
-                "causal SDPA": forward_only(attention, *inputs[:3]),
-            },
-            exact=forward_only(definition, *doubles),
-            most=PROMISED.get(("fwd", T)),
-        )
-        # The definition under autograd is quadratic in T: the longest sequence is checked by the textbook's chunks.
-        yield Case(
-            name=f"fwd+bwd, T={T} float32",
-            ours=with_gradients(ours, inputs, do),
-            baselines={
-                "textbook chunks of 64, inverse row by row": with_gradients(chunks_row_by_row, inputs, do),
-                "loop over tokens": with_gradients(loop, inputs, do),
-                "causal SDPA": with_gradients(attention, inputs[:3], do),
-            },
-            exact=with_gradients(definition if T <= 1024 else chunks_row_by_row, doubles, do.double()),
-            most=PROMISED.get(("fwd+bwd", T)),
-        )
+
+def case(passes: str, T: int) -> Case:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, do = torch.randn(4, 1, T, H, D, generator=generator).unbind()
+    g, beta = torch.rand(2, 1, T, H, generator=generator).unbind()
+    inputs = [q, F.normalize(k, dim=-1), v, -0.1 * g, beta]
+    training = passes == "fwd+bwd"
+
+    def computation(function: Callable[..., Tensor], inputs: list[Tensor]) -> Computation:
+        return with_gradients(function, inputs, do.to(inputs[0])) if training else forward_only(function, inputs)
+
+    baselines = {ROWS: computation(chunks_row_by_row, inputs)}
+    if T <= LOOPS_UNTIL:
+        baselines |= {"loop": computation(loop, inputs), "loop, unbound": computation(loop_unbound, inputs)}
+    baselines["sdpa"] = computation(attention, inputs[:3])
+    quadratic = training and T >= QUADRATIC_FROM
+    return Case(
+        name=f"{passes}, T={T}",
+        ours=computation(ours, inputs),
+        baselines=baselines,
+        exact=computation(chunks_row_by_row if quadratic else definition, [x.double() for x in inputs]),
+        most=PROMISED.get((passes, T), {}),
+        once=[*(["loop", "loop, unbound"] if quadratic else []), *([ROWS, "sdpa"] if T > LOOPS_UNTIL else [])],
+        series=passes,
+        length=T,
+    )

@@ -247,8 +247,8 @@ def _gradients_kernel(
     pairs = pairs * b_beta[:, None] + b_dA * _dot(b_q, tl.trans(b_k), DOT, PRECISION)
     b_dg = tl.sum(tl.where(below, tl.cumsum(pairs, 0, reverse=True), 0.0), 1)
     b_dg += tl.cumsum(tl.sum(b_q * dq_in, 1) * arrived + b_beta * read, 0, reverse=True)
-    leaves = tl.sum(b_k * dk_out, 1) * coming
-    b_dg += tl.cumsum(leaves, 0) - leaves + passed * tl.sum(through, 0)
+    leaves = tl.sum(b_k * dk_out, 1) * coming  # summed over earlier tokens alone: those may be tiny next to the own one
+    b_dg += tl.sum(tl.where(below, leaves[None, :], 0.0), 1) + passed * tl.sum(through, 0)
     store_rounded(dg, rows, b_dg, inside)
 
     b_dM *= b_beta[:, None]

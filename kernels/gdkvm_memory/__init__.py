@@ -26,6 +26,7 @@ def gdkvm_memory(
     *,
     decay: str = "exp",
     alpha_expand: str = "interleave",
+    key_scale: str = "none",
     initial_state: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
@@ -38,13 +39,15 @@ def gdkvm_memory(
     bound: so the published model.
 
     Args:
-        key: ``[B, T, K, P]``, before the softmax.
+        key: ``[B, T, K, P]``, before the softmax; only B may be 0.
         value: ``[B, T, N, V, P]`` of N objects.
         a_proj: ``[heads, V]``, as b_proj; ``heads`` divides V.
         A_log: ``[heads]``, as dt_bias.
         decay: alpha is ``exp(-e^A_log softplus(y))`` (``exp``) or ``-e^A_log softplus(y)`` (``raw``).
         alpha_expand: a head's alpha covers V / heads neighbouring columns (``interleave``) or every heads-th column
             (``tile``). Its beta covers neighbouring ones.
+        key_scale: ``spectral`` divides what a frame erases and writes by ``max(1, lambda_max(K_t K_t^T))``, so that no
+            frame erases more than there is and long clips stay bounded; ``none`` is the published model.
         initial_state: ``[B, N, K, V]``; the first frame is then like the others.
         backend: ``auto``, ``torch`` or ``reference`` (``toolkit.kernels._common.backends``).
 
@@ -55,12 +58,12 @@ def gdkvm_memory(
     Raises:
         InputError: shapes, types or options that do not fit, or a forced form that cannot run.
     """
-    _check(key, value, a_proj, b_proj, A_log, dt_bias, initial_state, decay, alpha_expand)
+    _check(key, value, a_proj, b_proj, A_log, dt_bias, initial_state, decay, alpha_expand, key_scale)
     tensors = (key, value, a_proj, b_proj, A_log, dt_bias, initial_state)
     form = OPERATOR.choose(*tensors, backend=backend, no_triton=NO_TRITON)
     if form == "reference":
-        return reference.gdkvm_memory(*tensors, decay, alpha_expand)
-    return _forward(*tensors, decay, alpha_expand, form)
+        return reference.gdkvm_memory(*tensors, decay, alpha_expand, key_scale)
+    return _forward(*tensors, decay, alpha_expand, key_scale, form)
 
 
 def gdkvm_memory_step(
@@ -74,6 +77,7 @@ def gdkvm_memory_step(
     *,
     decay: str = "exp",
     alpha_expand: str = "interleave",
+    key_scale: str = "none",
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """One frame of ``gdkvm_memory``, with gradients.
@@ -98,6 +102,7 @@ def gdkvm_memory_step(
         dt_bias,
         decay=decay,
         alpha_expand=alpha_expand,
+        key_scale=key_scale,
         initial_state=state,
         backend=backend,
     )
@@ -114,17 +119,19 @@ def _check(
     initial_state: Tensor | None,
     decay: str,
     alpha_expand: str,
+    key_scale: str,
 ) -> None:
     for name, option, known in (
         ("decay", decay, ("exp", "raw")),
         ("alpha_expand", alpha_expand, ("interleave", "tile")),
+        ("key_scale", key_scale, ("none", "spectral")),
     ):
         if option not in known:
             raise InputError(f"{name} is {option!r}", nearest(option, known) or f"One of: {', '.join(known)}")
-    if key.dim() != 4 or 0 in key.shape:
-        raise InputError(f"key has shape {list(key.shape)}, not [B, T, K, P] with something in it")
+    if key.dim() != 4 or 0 in key.shape[1:]:
+        raise InputError(f"key has shape {list(key.shape)}, not [B, T, K, P] with T, K, P >= 1")
     B, T, K, P = key.shape
-    if value.dim() != 5 or (value.shape[:2], value.shape[4]) != ((B, T), P) or 0 in value.shape:
+    if value.dim() != 5 or (value.shape[:2], value.shape[4]) != ((B, T), P) or 0 in value.shape[1:]:
         raise InputError(f"value has shape {list(value.shape)}, but key {list(key.shape)} wants [{B}, {T}, N, V, {P}]")
     N, V = value.shape[2:4]
     heads = A_log.shape[0] if A_log.dim() == 1 else 0
@@ -151,10 +158,11 @@ def _forward(
     initial_state: Tensor | None,
     decay: str,
     alpha_expand: str,
+    key_scale: str,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     form = OPERATOR.form(backend)
-    return form.forward(key, value, a_proj, b_proj, A_log, dt_bias, initial_state, decay, alpha_expand)
+    return form.forward(key, value, a_proj, b_proj, A_log, dt_bias, initial_state, decay, alpha_expand, key_scale)
 
 
 @_forward.register_fake
@@ -168,6 +176,7 @@ def _(
     initial_state: Tensor | None,
     decay: str,
     alpha_expand: str,
+    key_scale: str,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     B, T, N, V, _ = value.shape
@@ -188,10 +197,11 @@ def _backward(
     initial_state: Tensor | None,
     decay: str,
     alpha_expand: str,
+    key_scale: str,
     backend: str,
 ) -> list[Tensor]:
     inputs = (key, value, a_proj, b_proj, A_log, dt_bias, initial_state)
-    return OPERATOR.form(backend).backward(dreadout, dstates, states, *inputs, decay, alpha_expand)
+    return OPERATOR.form(backend).backward(dreadout, dstates, states, *inputs, decay, alpha_expand, key_scale)
 
 
 @_backward.register_fake
@@ -208,6 +218,7 @@ def _(
     initial_state: Tensor | None,
     decay: str,
     alpha_expand: str,
+    key_scale: str,
     backend: str,
 ) -> list[Tensor]:
     inputs = (key, value, a_proj, b_proj, A_log, dt_bias, initial_state)

@@ -23,11 +23,14 @@ def forward(
     initial_state: Tensor | None,
     decay: str,
     alpha_expand: str,
+    key_scale: str,
 ) -> tuple[Tensor, Tensor]:
     """Readouts and the states after each frame."""
     with torch.autocast(key.device.type, enabled=False):
         keys, gram, values = _operands(key, value)
         states = torch.matmul(keys.unsqueeze(2), values.mT)  # what each frame writes, then the states in its place
+        if key_scale == "spectral":
+            _bound(gram, states, torch.linalg.eigvalsh(gram)[..., -1].clamp_min(1))
         before = None if initial_state is None else initial_state.float()
         for t, state in enumerate(states.unbind(1)):
             if before is not None:
@@ -52,11 +55,17 @@ def backward(
     initial_state: Tensor | None,
     decay: str,
     alpha_expand: str,
+    key_scale: str,
 ) -> list[Tensor]:
     """Gradients of key, value, the four parameters, and of the initial state where there is one."""
     with torch.autocast(key.device.type, enabled=False):
         keys, gram, values = _operands(key, value)
         writes = torch.matmul(keys.unsqueeze(2), values.mT)
+        if key_scale == "spectral":
+            eigenvalues, eigenvectors = torch.linalg.eigh(gram)
+            largest, direction = eigenvalues[..., -1], eigenvectors[..., -1:]
+            bound = largest.clamp_min(1)
+            _bound(gram, writes, bound)
         ds = torch.zeros_like(states) if dstates is None else dstates.clone(memory_format=torch.contiguous_format)
         dkeys = torch.zeros_like(keys)
         if dreadout is not None:
@@ -95,6 +104,10 @@ def backward(
             else:
                 dinitial = dbefore
 
+        if key_scale == "spectral":
+            dbound = -((dgram * gram).sum((2, 3)) + (ds * writes).sum((2, 3, 4))) / bound
+            _bound(dgram, ds, bound)
+            dgram += (dbound * (largest > 1))[..., None, None] * (direction * direction.mT)
         dkeys += _over_objects(ds, values) + torch.matmul(dgram + dgram.mT, keys)
         dkey = keys * (dkeys - (keys * dkeys).sum(2, keepdim=True))
         dvalue = torch.matmul(ds.mT, keys.unsqueeze(2))
@@ -108,6 +121,12 @@ def _operands(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The softmaxed keys ``[B, T, K, P]``, their Gram matrices ``[B, T, K, K]``, and the values, all float32."""
     keys = key.float().softmax(2)
     return keys, torch.matmul(keys, keys.mT), value.float()
+
+
+def _bound(gram: Tensor, writes: Tensor, bound: Tensor) -> None:
+    """Divides ``[B, T, K, K]`` and ``[B, T, N, K, V]`` in place by each frame's bound ``[B, T]``."""
+    gram /= bound[..., None, None]
+    writes /= bound[..., None, None, None]
 
 
 def _over_objects(x: Tensor, y: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ def gdkvm_memory(
     initial_state: Tensor | None,
     decay: str,
     alpha_expand: str,
+    key_scale: str,
 ) -> tuple[Tensor, Tensor]:
     """``S_t = A * (S_(t-1) - B * K_t (K_t^T S_(t-1))) + B * K_t V_t^T``, read by ``K_t^T S_t``.
 
@@ -34,7 +35,8 @@ def gdkvm_memory(
     readouts, states = [], []
     for key_t, value_t in zip(key.to(dtype).unbind(1), value.to(dtype).unbind(1), strict=True):
         keys = key_t.softmax(1)
-        write = torch.einsum("bkp,bnvp->bnkv", keys, value_t)
+        scaled = keys / spectral_bound(keys)[:, None, None] if key_scale == "spectral" else keys
+        write = torch.einsum("bkp,bnvp->bnkv", scaled, value_t)
         if state is None:
             state = write
         else:
@@ -42,10 +44,20 @@ def gdkvm_memory(
             alpha = expand(alpha, state.shape[-1], alpha_expand)
             beta = expand(beta, state.shape[-1], "interleave")
             held = torch.einsum("bkp,bnkv->bnpv", keys, state)
-            state = alpha * (state - beta * torch.einsum("bkp,bnpv->bnkv", keys, held)) + beta * write
+            state = alpha * (state - beta * torch.einsum("bkp,bnpv->bnkv", scaled, held)) + beta * write
         readouts.append(torch.einsum("bkp,bnkv->bnvp", keys, state))
         states.append(state)
     return torch.stack(readouts, 1).to(value.dtype), torch.stack(states, 1)
+
+
+def spectral_bound(keys: Tensor) -> Tensor:
+    """``max(1, lambda_max(K K^T))`` of keys ``[B, K, P]`` after their softmax, ``[B]``.
+
+    It is differentiable where it exceeds 1: positive matrices have a simple largest eigenvalue (Perron).
+    """
+    few_positions = keys.shape[2] < keys.shape[1]
+    smaller = keys.mT @ keys if few_positions else keys @ keys.mT  # equal eigenvalues, but for zeros
+    return torch.linalg.eigvalsh(smaller)[:, -1].clamp_min(1)
 
 
 def gates(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import InputError
-from toolkit.kernels._common.backends import Operator
+from toolkit.kernels._common.backends import Operator, only_standard
 from toolkit.kernels._common.chunks import num_tiles
 from toolkit.kernels._common.registration import register_gradient
 from toolkit.kernels._common.sequences import check_float32, check_packed, check_sequences, why_too_wide
@@ -55,6 +55,8 @@ def gla(
         raise InputError(f"initial_state has shape {list(initial_state.shape)}, not {list(states)} ([S, H, K, V])")
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     form = OPERATOR.choose(q, k, v, g, initial_state, backend=backend, no_triton=why_too_wide(q, v))
+    if form == "reference" and cu_seqlens is None and only_standard():
+        return reference.without_loops(q, k, v, g, initial_state, scale)
     if form == "reference":
         return reference.gla(q, k, v, g, initial_state, cu_seqlens, scale)
     check_float32(OPERATOR.name, form, q, k, v, g, initial_state)

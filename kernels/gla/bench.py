@@ -1,4 +1,4 @@
-"""What the benchmark measures: 4 heads, 64 wide, against a textbook chunk form, a token loop and softmax attention."""
+"""What the benchmark measures: 4 heads, 64 wide, against a textbook chunk form, token loops and softmax attention."""
 
 from __future__ import annotations
 
@@ -12,9 +12,17 @@ from toolkit.kernels._common.bench import Case, Computation, with_gradients
 from toolkit.kernels.gla import gla, reference
 
 H, D, SCALE = 4, 64, 64**-0.5
-# Of the chunk form's time, by pass and length; the loop under autograd is quadratic in T.
-PROMISED = {("fwd", 1024): 0.9, ("fwd+bwd", 1024): 0.9, ("fwd+bwd", 4096): 0.7, ("fwd", 16384): 0.6}
-LOOP_IS_TRAINED_UNTIL = 1024
+LENGTHS = (256, 512, 1024, 4096, 16384)
+LOOPS_UNTIL = 4096
+# Under autograd a loop takes quadratic time: the gradient of each token's slice is of full size.
+QUADRATIC_FROM = 4096
+# Of a baseline's time, by pass and length.
+PROMISED = {
+    ("fwd", 1024): {"chunks": 0.9},
+    ("fwd+bwd", 1024): {"chunks": 0.9},
+    ("fwd+bwd", 4096): {"chunks": 0.7},
+    ("fwd", 16384): {"chunks": 0.6},
+}
 
 
 def ours(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
@@ -26,7 +34,18 @@ def definition(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
 
 
 def loop(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
-    """A tight loop over tokens: everything that can be is done once for all of them."""
+    """The recurrence as it is usually written: each step picks its token of every input."""
+    state = q.new_zeros(q.shape[0], H, D, D)
+    outputs = []
+    for t in range(q.shape[1]):
+        written = k[:, t].unsqueeze(-1) * v[:, t].unsqueeze(-2)
+        state = g[:, t].exp().unsqueeze(-1) * state + written
+        outputs.append(((q[:, t] * SCALE).unsqueeze(-2) @ state).squeeze(-2))
+    return torch.stack(outputs, 1)
+
+
+def loop_unbound(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
+    """A tighter loop: everything that can be is done once for all tokens, which are taken apart at once."""
     q, k, v, a = (q * SCALE).unsqueeze(-2), k.unsqueeze(-1), v.unsqueeze(-2), g.exp().unsqueeze(-1)
     state = q.new_zeros(q.shape[0], H, D, D)
     outputs = []
@@ -68,30 +87,36 @@ def forward_only(function: Callable[..., Tensor], inputs: list[Tensor]) -> Compu
 
 
 def bench_cases() -> Iterator[Case]:
-    for T in (256, 1024, 4096, 16384):
-        yield case("fwd", T)
-        if T <= 4096:
-            yield case("fwd+bwd", T)
+    for T in LENGTHS:
+        for passes in ("fwd", "fwd+bwd"):
+            yield case(passes, T)
+
+
+def memory_case() -> Case:
+    return case("fwd+bwd", LENGTHS[-1])
 
 
 def case(passes: str, T: int) -> Case:
     generator = torch.Generator().manual_seed(0)
     q, k, v, do = torch.randn(4, 1, T, H, D, generator=generator).unbind()
     inputs = [q, k, v, -0.1 * torch.rand(1, T, H, D, generator=generator)]
+    training = passes == "fwd+bwd"
 
     def computation(function: Callable[..., Tensor], inputs: list[Tensor]) -> Computation:
-        return forward_only(function, inputs) if passes == "fwd" else with_gradients(function, inputs, do.to(inputs[0]))
+        return with_gradients(function, inputs, do.to(inputs[0])) if training else forward_only(function, inputs)
 
-    trains_loop = passes == "fwd" or T <= LOOP_IS_TRAINED_UNTIL
     baselines = {"chunks": computation(chunks, inputs)}
-    if trains_loop and T <= 4096:
-        baselines["loop"] = computation(loop, inputs)
-    if T <= 4096:
-        baselines["sdpa"] = computation(attention, inputs[:3])
+    if T <= LOOPS_UNTIL:
+        baselines |= {"loop": computation(loop, inputs), "loop, unbound": computation(loop_unbound, inputs)}
+    baselines["sdpa"] = computation(attention, inputs[:3])
+    quadratic = training and T >= QUADRATIC_FROM
     return Case(
         name=f"{passes}, T={T}",
         ours=computation(ours, inputs),
         baselines=baselines,
-        exact=computation(definition if trains_loop else chunks, [x.double() for x in inputs]),
-        most=PROMISED.get((passes, T)),
+        exact=computation(chunks if quadratic else definition, [x.double() for x in inputs]),
+        most=PROMISED.get((passes, T), {}),
+        once=[*(["loop", "loop, unbound"] if quadratic else []), *(["sdpa"] if T > LOOPS_UNTIL else [])],
+        series=passes,
+        length=T,
     )

@@ -192,7 +192,7 @@ def _(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.library.custom_op("gated::gnconv_chain_fwd", mutates_args=())
 def _chain(a: Tensor, b: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], backend: str) -> list[Tensor]:
-    weights = [weight.contiguous() for weight in weights]
+    weights, biases = ([x.contiguous() for x in entries] for entries in (weights, biases))
     return OPERATOR.form(backend).chain(a.contiguous(), b.contiguous(), weights, biases)
 
 
@@ -213,9 +213,9 @@ def _chain_backward(
     backend: str,
 ) -> list[Tensor]:
     """Gradients of a, b, the weights, then the biases."""
-    contiguous = [weight.contiguous() for weight in weights]
+    contiguous = ([x.contiguous() for x in entries] for entries in (weights, biases))
     form = OPERATOR.form(backend)
-    found = form.chain_backward(dsteps, a.contiguous(), b.contiguous(), steps, contiguous, biases)
+    found = form.chain_backward(dsteps, a.contiguous(), b.contiguous(), steps, *contiguous)
     return [gradient.to(t.dtype) for gradient, t in zip(found, (a, b, *weights, *biases), strict=True)]
 
 

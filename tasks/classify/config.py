@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
@@ -13,6 +13,8 @@ from toolkit.data.transforms import AugmentConfig
 from toolkit.engine.config import OptimConfig, TrainConfig
 from toolkit.errors import InputError, nearest
 from toolkit.tasks.classify.backbones import check_name
+
+Channels = Annotated[list[float], Field(min_length=3, max_length=3)]
 
 
 class TimmConfig(Config):
@@ -69,6 +71,17 @@ class ClassifyConfig(TrainConfig):
     model: TimmConfig
     data: DataConfig = DataConfig(name="digits")
     size: PositiveInt | None = Field(None, description="pixels of height and width that the model sees; null: its own")
+    crop_pct: float | None = Field(
+        None, gt=0, le=1, description="part of a resized image that is measured, in the middle; null: the model's own"
+    )
+    crop_mode: Literal["center", "squash", "border"] | None = Field(
+        None, description="what is not square is cut, squeezed or padded to be measured; null: the model's own"
+    )
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] | None = Field(
+        None, description="how an image to be measured is resized; null: the model's own"
+    )
+    mean: Channels | None = Field(None, description="channel means, of values in [0, 1]; null: the model's or data's")
+    std: Channels | None = Field(None, description="channel deviations; null: the model's or data's")
     augment: AugmentConfig = AugmentConfig()
     optim: OptimConfig = OptimConfig(name="adamw", lr=1e-3, weight_decay=0.05, schedule="warmup_cosine")
     layer_decay: float = Field(
@@ -83,10 +96,14 @@ class ClassifyConfig(TrainConfig):
     monitor: Literal["top1", "top5", "loss"] = Field("top1", description="validation metric that picks the checkpoint")
     direction: Literal["min", "max"] = Field("max", description="min for loss, max for accuracies; follows monitor")
 
+    @property
+    def preprocessing(self) -> Layer:
+        """What is set of how the model sees images."""
+        keys = ("size", "mean", "std", "crop_pct", "crop_mode", "interpolation")
+        return {key: value for key in keys if (value := getattr(self, key)) is not None}
+
     @model_validator(mode="after")
     def _resolve(self) -> ClassifyConfig:
-        if self.data.name is None and self.data.path is None:
-            raise InputError("no data given", "Set data=NAME or data=FOLDER")
         check_name(self.model.name)
         for name in self.baselines:
             if name not in registry.recipes:

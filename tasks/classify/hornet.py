@@ -11,77 +11,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from timm.layers import DropPath, LayerNorm, LayerNorm2d, NormMlpClassifierHead, get_device_dtype, trunc_normal_
-from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.layers import LayerNorm2d, NormMlpClassifierHead, get_device_dtype, trunc_normal_
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from toolkit.blocks.conv import GnConv, TiledMlp, resize_spectrum
+from toolkit.blocks.conv import resize_spectrum
 from toolkit.errors import InputError
+from toolkit.tasks.classify.hornet_layers import HorNetBlock, HorNetStage
 
 __all__ = ["HorNet"]  # timm adds the entry points
-
-
-class HorNetBlock(nn.Module):
-    """A gnConv that mixes pixels, then a perceptron that mixes channels; both scaled per channel and added.
-
-    Arguments as those of ``HorNet``, for one stage; ``drop_path`` is the rate at which a sample skips a branch.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        order: int,
-        *,
-        filter_size: tuple[int, int] | None = None,
-        scale: float = 1 / 3,
-        mlp_ratio: float = 4.0,
-        layer_scale_init_value: float = 1e-6,
-        drop_path: float = 0.0,
-        device=None,
-        dtype=None,
-    ):
-        super().__init__()
-        factory = {"device": device, "dtype": dtype}
-        self.norm1 = LayerNorm2d(dim, eps=1e-6, **factory)
-        self.gnconv = GnConv(dim, order=order, filter_size=filter_size, scale=scale, **factory)
-        self.norm2 = LayerNorm(dim, eps=1e-6, **factory)
-        self.mlp = TiledMlp(dim, round(mlp_ratio * dim), **factory)
-        scaled = layer_scale_init_value > 0
-        self.gamma1 = nn.Parameter(torch.full((dim,), layer_scale_init_value, **factory)) if scaled else None
-        self.gamma2 = nn.Parameter(torch.full((dim,), layer_scale_init_value, **factory)) if scaled else None
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[B, C, H, W]`` to the same shape."""
-        x = add(x, self.drop_path(self.gnconv(self.norm1(x))), self.gamma1)
-        y = self.mlp(self.norm2(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
-        return add(x, self.drop_path(y), self.gamma2)
-
-
-def add(x: Tensor, branch: Tensor, gamma: Tensor | None) -> Tensor:
-    """``x + gamma * branch``, one factor per channel."""
-    return x + branch if gamma is None else torch.addcmul(x, branch, gamma.view(-1, 1, 1))
-
-
-class HorNetStage(nn.Module):
-    """A row of blocks, after a convolution that halves the map if ``in_dim`` is given."""
-
-    def __init__(self, in_dim: int | None, dim: int, blocks: list[HorNetBlock], device=None, dtype=None):
-        super().__init__()
-        self.grad_checkpointing = False
-        self.downsample = nn.Sequential()
-        if in_dim is not None:
-            factory = {"device": device, "dtype": dtype}
-            self.downsample.append(LayerNorm2d(in_dim, eps=1e-6, **factory))
-            self.downsample.append(nn.Conv2d(in_dim, dim, 2, stride=2, **factory))
-        self.blocks = nn.Sequential(*blocks)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.downsample(x)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            return checkpoint_seq(self.blocks, x)
-        return self.blocks(x)
 
 
 class HorNet(nn.Module):

@@ -13,6 +13,7 @@ import torch
 
 from toolkit.data.images import decode, list_images
 from toolkit.errors import InputError
+from toolkit.tasks.classify.data import UNREADABLE
 
 if TYPE_CHECKING:
     from toolkit.tasks.classify.task import Classify
@@ -56,10 +57,10 @@ def _classify(task: Classify, image: Any) -> dict[str, Any] | None:
         pixels = decode(image, name)
     except InputError as error:
         if not task.config.skip_bad:
-            raise InputError(str(error), "Remove it, or leave such images out with --skip-bad") from None
+            raise InputError(str(error), UNREADABLE) from None
         _log.warning("%s; left out", error)
         return None
-    classes = task.trained["classes"]
+    classes = task.trained.get("labels") or task.trained["classes"]
     probabilities = task.logits(task.eval_transform(pixels)[None])[0].float().softmax(0)
     best = probabilities.topk(min(BEST, len(classes)))
     row: dict[str, Any] = {"image": name}

@@ -46,7 +46,8 @@ def sections(run: Run) -> list[Section]:
             evidence = dict(stored)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is missing or damaged: {error}") from None
-    parts = [_classes(evidence), _confusion(evidence), _calibration(run, evidence)]
+    parts = [_classes(evidence), _confusion(evidence)] if "confusion" in evidence else []
+    parts.append(_calibration(run, evidence))
     if "examples" in evidence:
         parts.append(_gates(evidence))
     return [_mistakes(evidence), *parts] if len(evidence["mistakes"]) else parts

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -32,9 +31,16 @@ from toolkit.engine.loop import evaluate, evaluation_sums
 from toolkit.engine.optim import build_optimizer
 from toolkit.engine.run import Run
 from toolkit.errors import InputError
-from toolkit.tasks.classify.backbones import create_backbone
+from toolkit.tasks.classify.backbones import create_backbone, set_size
 from toolkit.tasks.classify.config import ClassifyConfig
-from toolkit.tasks.classify.data import Batch, TransformedImages, load_batches, load_images
+from toolkit.tasks.classify.data import (
+    Batch,
+    TransformedImages,
+    load_batches,
+    load_images,
+    measured_whole,
+    numbered,
+)
 from toolkit.tasks.classify.gates import watching
 from toolkit.tasks.classify.metrics import summarise, sums
 from toolkit.tasks.classify.predict import predict_images, write_table
@@ -59,7 +65,7 @@ class Classify:
     takes_several = True  # predicts from several inputs at once
     usable_after_training = (  # keys that `evaluate` and `predict` take
         *("data.name", "data.path", "data.image", "data.label", "data.val", "data.test", "skip_bad", "workers"),
-        *("batch_size", "eval_batch_size", "threads"),
+        *("size", "crop_pct", "crop_mode", "interpolation", "mean", "std", "batch_size", "eval_batch_size", "threads"),
     )
 
     def __init__(self, config: ClassifyConfig, frame: ImageSet | None = None, download: bool = False):
@@ -73,7 +79,10 @@ class Classify:
     def settings_of(card: Mapping[str, Any]) -> Layer:
         """Settings that a model directory implies: those of its training."""
         if "config" not in card:
-            raise InputError("this model directory was not trained by toolkit train classify")
+            raise InputError(
+                "this model directory does not say which classes it knows",
+                "Name one of toolkit train classify, or of a published classifier from toolkit convert",
+            )
         return dict(card["config"])
 
     def build(self) -> None:
@@ -85,8 +94,13 @@ class Classify:
         arguments = {"num_classes": len(self.data.classes), **self._sized(), **self.config.model.arguments}
         self.model = create_backbone(self.config.model.name, pretrained=self.config.model.pretrained, **arguments)
         _ = self._train_images  # words for augmentation are checked
+        self._check_size()
+
+    def _check_size(self, resize: bool = False) -> None:
         size = self.preprocessing["size"]
         try:
+            if resize:
+                set_size(self.model, size)
             with torch.no_grad():
                 self.model.eval()(torch.zeros(1, 3, size, size))
         except (RuntimeError, AssertionError) as error:
@@ -104,24 +118,29 @@ class Classify:
     def restore(self, model: nn.Module, card: Mapping[str, Any], extra: Mapping[str, Tensor]) -> None:
         """Use a trained model. Its own classes and preprocessing stay, whatever data it meets."""
         self.model, self.trained = model, dict(card["data"])
+        if self.preprocessing["size"] != self.trained["preprocessing"]["size"]:
+            self._check_size(resize=True)
 
     @cached_property
     def data(self) -> ImageSet:
         """The labelled images, read when first needed; with the classes of a restored model."""
-        return _with_classes(self._read[0], self.trained["classes"]) if self.trained else self._read[0]
+        if not self.trained:
+            return self._read[0]
+        return numbered(self._read[0], self.trained["classes"], self.trained.get("labels"))
 
     @cached_property
     def _read(self) -> tuple[ImageSet, ImageCard | None]:
         data = self.config.data
-        if self._frame is not None:
-            return self._frame.with_holdout(data.val, data.test), None
-        return load_images(data, self.config.skip_bad)
+        found, card = (self._frame, None) if self._frame is not None else load_images(data, self.config.skip_bad)
+        if self.trained and (self.trained.get("published") or "train" not in found.splits):
+            return measured_whole(found), card
+        return found.with_holdout(data.val, data.test), card
 
     @cached_property
     def preprocessing(self) -> dict[str, Any]:
         """Size, channel statistics and crop that the model sees images with."""
         if self.trained:
-            return dict(self.trained["preprocessing"])
+            return self.trained["preprocessing"] | self.config.preprocessing
         own = resolve_model_data_config(self.model)
         size = self.config.size or own["input_size"][-1]
         card = None if self.config.model.pretrained else self._read[1]
@@ -132,7 +151,7 @@ class Classify:
             "crop_pct": 1.0 if size <= SMALL else own["crop_pct"],
             "crop_mode": "squash" if size <= SMALL else own["crop_mode"],
             "interpolation": own["interpolation"],
-        }
+        } | self.config.preprocessing
 
     @cached_property
     def _train_images(self) -> TransformedImages:
@@ -197,6 +216,8 @@ class Classify:
         yield from zip(batches, (weight for _, weight in plan), strict=True)
 
     def eval_batches(self, split: str, rank: int, world: int) -> Iterator[Batch]:
+        if split not in self.data.splits:
+            raise InputError(f"{self.data.name} has no {split} images", f"It has {', '.join(self.data.splits)}")
         images = TransformedImages(self.data.splits[split], self.eval_transform)
         plan = eval_batches(len(images), self.config.eval_batch_size, rank=rank, world=world)
         yield from load_batches(images, plan, self.config.workers)
@@ -270,7 +291,7 @@ class Classify:
         pictures = [thumbnail(samples.image(position)) for _, position in wrong]
         return {
             "classes": np.array(self.data.classes),
-            **{name: totals[name].cpu().numpy() for name in ("confusion", "bin_images", "bin_confidence", "bin_right")},
+            **{name: total.cpu().numpy() for name, total in totals.items() if name.startswith(("confusion", "bin_"))},
             "mistakes": np.array([(m.label, m.predicted, m.confidence) for m, _ in wrong]).reshape(-1, 3),
             "names": np.array([samples.names[position] for _, position in wrong]),
             "pictures": np.stack(pictures) if pictures else np.empty((0, 1, 1, 3), dtype=np.uint8),
@@ -317,18 +338,10 @@ class Classify:
 
     report_sections = staticmethod(sections)
 
-    def example_inputs(self) -> tuple[Tensor, ...]:
-        """One batch as the model takes it, for export and tests."""
-        return (next(self.eval_batches("test", 0, 1))[0][:1],)
+    input_names, output_name = ("image",), "logits"
+    free_axes: ClassVar = {"image": {2: "height", 3: "width"}}  # in an exported file, where the model allows
 
-
-def _with_classes(data: ImageSet, classes: list[str]) -> ImageSet:
-    """The same images with the class numbers of a trained model."""
-    if unknown := sorted(set(data.classes) - set(classes)):
-        raise InputError(
-            f"{data.name} has the class {unknown[0]!r}, the model knows {', '.join(classes[:20])}",
-            "Evaluate on images of the classes that it was trained on",
-        )
-    number = np.array([classes.index(name) for name in data.classes])
-    splits = {split: replace(samples, labels=number[samples.labels]) for split, samples in data.splits.items()}
-    return replace(data, classes=tuple(classes), splits=splits)
+    def example_inputs(self, batch: int = 1) -> tuple[Tensor, ...]:
+        """A batch of noise in the shape that the model takes, for export and tests."""
+        size = self.preprocessing["size"]
+        return (torch.randn(batch, 3, size, size),)

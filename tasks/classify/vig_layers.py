@@ -21,6 +21,7 @@ from timm.layers import (
 from timm.models import checkpoint, checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from toolkit.blocks.linear_attention import BidirectionalGatedLinearAttention
 from toolkit.blocks.swiglu import SwiGLU
@@ -80,7 +81,11 @@ class PositionEmbed(nn.Module):
 @register_notrace_function
 def resize_positions(positions: Tensor, grid_size: tuple[int, int], height: int, width: int) -> Tensor:
     """Bicubic resize of ``[1, N, C]`` from one grid to another, in float32; a leaf for tracers: it looks at sizes."""
-    if grid_size[0] == height and grid_size[1] == width:
+    if torch.jit.is_scripting() or torch.jit.is_tracing():
+        fits = grid_size[0] == height and grid_size[1] == width
+    else:  # a program for images of any size must not take the answer for one of them as given
+        fits = statically_known_true(grid_size[0] == height) and statically_known_true(grid_size[1] == width)
+    if fits:
         return positions
     grid = positions.float().reshape(1, grid_size[0], grid_size[1], -1).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=[height, width], mode="bicubic", align_corners=False)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ import toolkit
 from toolkit import registry
 from toolkit.config import IN_MEMORY, Layer, recipe_layers
 from toolkit.data.loaders import epoch_batches, eval_batches
+from toolkit.data.stamps import CALENDAR, calendar_kind
 from toolkit.engine.loop import evaluate, evaluation_sums
 from toolkit.engine.optim import build_optimizer
 from toolkit.engine.run import Run
@@ -307,10 +308,18 @@ class Forecast:
     suite = staticmethod(load_suite)
     cross_validation = CrossValidation
 
-    def example_inputs(self) -> tuple[Tensor, ...]:
-        """One batch as the model takes it, for export and tests."""
-        x, _, marks = self.data.batch("test", torch.tensor([0]))
-        return model_inputs(x, marks)
+    input_names, output_name = ("past", "marks"), "forecast"
+    free_axes: ClassVar = {"past": {2: "variates"}}  # in an exported file, where the model allows
+
+    def example_inputs(self, batch: int = 1) -> tuple[Tensor, ...]:
+        """A batch of noise in the shapes that the model takes, for export and tests."""
+        columns, freq = (
+            (self.trained["columns"], self.trained["freq"]) if self.trained else (self.data.columns, self.data.freq)
+        )
+        past = torch.randn(batch, self.config.lookback, getattr(self.model, "num_variates", len(columns)))
+        kind = self.marks if isinstance(self.marks, str) else calendar_kind(freq) if self.marks and freq else None
+        features = getattr(self.model, "num_marks", len(CALENDAR[kind]) if kind else 0)
+        return (past, torch.rand(batch, self.config.lookback, features) - 0.5) if features else (past,)
 
 
 def _in_scaling(data: ForecastData, trained: Mapping[str, Any]) -> ForecastData:

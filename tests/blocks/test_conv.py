@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from toolkit.blocks import conv
-from toolkit.blocks.conv import GlobalLocalFilter, GnConv, TiledMlp, fourier_filter, resize_spectrum
+from toolkit.blocks.conv import GlobalLocalFilter, GnConv, fourier_filter, resize_spectrum
 from toolkit.errors import InputError
 
 SIZES = [  # channels in and inside, order, kernel, half spectrum
@@ -45,19 +45,25 @@ def test_any_width_and_order_is_the_definition(in_dim, dim, order, kernel_size, 
 
 def test_inference_goes_tile_by_tile(monkeypatch):
     monkeypatch.setattr(conv, "TILE", 7)
-    module, mlp, x = GnConv(16, order=3, scale=0.5), TiledMlp(16, 64), torch.randn(2, 16, 9, 11)
-    tokens = torch.randn(3, 5, 16)
-    with torch.no_grad():
-        y, z = module(x), mlp(tokens)
-    torch.testing.assert_close(y, plain(module, x))
-    torch.testing.assert_close(z, mlp.fc2(nn.functional.gelu(mlp.fc1(tokens))))
-
-
-def test_inference_without_the_faster_library(monkeypatch):
-    module, x = GnConv(16, order=3), torch.randn(1, 16, 6, 6)
-    monkeypatch.setattr(conv, "_onednn_linear", None)
+    module, x = GnConv(16, order=3, scale=0.5), torch.randn(2, 16, 9, 11)
     with torch.no_grad():
         torch.testing.assert_close(module(x), plain(module, x))
+
+
+@pytest.mark.parametrize("gelu", [None, "none", "tanh"])
+@pytest.mark.parametrize("small", [0, conv.SMALL])
+@pytest.mark.parametrize("onednn", [True, False])
+def test_products_by_any_library_are_linear_layers(gelu, small, onednn, monkeypatch):
+    monkeypatch.setattr(conv, "SMALL", small)
+    if not onednn:
+        monkeypatch.setattr(conv, "_onednn_linear", None)
+    layer, x = nn.Conv2d(16, 24, 1), torch.randn(3, 5, 16)
+    with torch.no_grad():
+        y = conv.dense(x, *conv.parameters(layer), gelu=gelu)
+        expected = layer(x.permute(0, 2, 1)[..., None])[..., 0].permute(0, 2, 1)
+        if gelu is not None:
+            expected = nn.functional.gelu(expected, approximate=gelu)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_inference_leaves_its_input_alone():
@@ -154,14 +160,13 @@ def test_impossible_sizes_are_refused(arguments, message):
 
 @pytest.mark.parametrize("grad", [False, True])
 def test_layers_that_are_watched_or_replaced_are_called(grad):
-    gnconv, mlp, x = GnConv(16, order=3), TiledMlp(16, 64), torch.randn(1, 16, 6, 6)
+    gnconv, x = GnConv(16, order=3), torch.randn(1, 16, 6, 6)
     seen = []
-    for layer in (gnconv.dwconv, gnconv.pws[1], mlp.fc1):
+    for layer in (gnconv.dwconv, gnconv.pws[1]):
         layer.register_forward_hook(lambda module, _inputs, _output: seen.append(module))
     with torch.set_grad_enabled(grad):
         gnconv(x)
-        mlp(x.permute(0, 2, 3, 1))
-    assert seen == [gnconv.dwconv, gnconv.pws[1], mlp.fc1]
+    assert seen == [gnconv.dwconv, gnconv.pws[1]]
     gnconv = GnConv(16, order=3)
     gnconv.proj_out = nn.Sequential(gnconv.proj_out, nn.Softplus())
     with torch.set_grad_enabled(grad):

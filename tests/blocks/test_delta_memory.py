@@ -104,7 +104,7 @@ def test_gdkvm_parameters_are_the_checkpoints() -> None:
     assert shapes == {"A_log": [8], "dt_bias": [8], "a_proj.weight": [8, 256], "b_proj.weight": [8, 256]}
 
 
-@pytest.mark.parametrize("options", [{}, {"decay": "raw", "alpha_expand": "tile"}])
+@pytest.mark.parametrize("options", [{}, {"decay": "raw", "alpha_expand": "tile"}, {"key_scale": "spectral"}])
 def test_gdkvm_frames_one_by_one(options: dict) -> None:
     memory = GDKVMMemory(12, 3, **options)
     key, value = torch.randn(2, 4, 8, 3, 5), torch.randn(2, 4, 2, 12, 3, 5)

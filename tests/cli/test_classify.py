@@ -119,6 +119,115 @@ def test_training_on_damaged_images(pets, run, tmp_path):
     assert Run(tmp_path / "run").metrics()["skipped"] == 1
 
 
+@pytest.fixture
+def with_splits(pets, tmp_path) -> Path:
+    """The pictures as a folder of splits."""
+    root = tmp_path / "splits"
+    for split, numbers in {"train": range(8), "val": range(8, 10), "test": range(10, 13)}.items():
+        for name in ("sky", "sea"):
+            (root / split / name).mkdir(parents=True)
+            for number in numbers:
+                (root / split / name / f"{number}.png").write_bytes((pets / name / f"{number}.png").read_bytes())
+    return root
+
+
+def commands(data: Path, trained: Path, out: Path) -> dict[str, tuple]:
+    """The three commands that read images, the training with all of them in one batch."""
+    return {
+        "train": ("train", "classify", "--data", data, "--out", out, "max_steps=1", *SMALL, "batch_size=64"),
+        "evaluate": ("evaluate", "classify", "--run", trained, "--data", data, "--split", "train"),
+        "predict": ("predict", "classify", "--run", trained, data),
+    }
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict"])
+def test_odd_but_whole_images_are_used(command, trained, pets, with_splits, run, tmp_path):
+    picture = Image.open(pets / "sky" / "1.png")
+    odd = {
+        "cmyk.jpg": picture.convert("CMYK"),
+        "sixteen.png": Image.fromarray(np.full((9, 9), 40_000, np.uint16)),
+        "alpha.png": picture.convert("RGBA"),
+        "grey.png": picture.convert("L"),
+        "two.tif": picture.convert("1"),
+        "tiny.png": picture.crop((0, 0, 1, 1)),
+        "large.png": picture.resize((3000, 2000)),
+    }
+    for name, image in odd.items():
+        image.save(with_splits / "train" / "sky" / name)
+    code, out, err = run(*commands(with_splits, trained, tmp_path / "run")[command])
+    assert code == 0, err
+    if command == "predict":
+        assert all(name in out for name in odd)
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict"])
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("cut.png", "is damaged: "),
+        ("text.jpg", "is no image, or of an unknown format"),
+        ("empty.png", "is no image, or of an unknown format"),
+        ("narrow.png", "is too narrow: 2001 by 2 pixels"),
+        ("huge.png", "is too large: it has more than 20,000 pixels"),
+    ],
+)
+def test_bad_images_are_one_line_or_left_out(
+    command, kind, message, trained, pets, with_splits, run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    bad, whole = with_splits / "train" / "sky" / kind, (pets / "sky" / "1.png").read_bytes()
+    if kind in ("narrow.png", "huge.png"):
+        Image.new("L", {"narrow.png": (2001, 2), "huge.png": (200, 201)}[kind]).save(bad)
+    else:
+        bad.write_bytes({"cut.png": whole[:100], "text.jpg": b"not an image", "empty.png": b""}[kind])
+    words = commands(with_splits, trained, tmp_path / "run")[command]
+    code, _, err = run(*words)
+    assert code == 2
+    assert f"{kind} {message}" in err
+    assert err.rstrip().endswith("--skip-bad")
+    assert err.splitlines()[-1].startswith("error: ")
+    assert command == "train" or err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+    code, out, err = run(*words, "--skip-bad")
+    assert code == 0, err
+    if command == "predict":
+        assert kind not in out
+
+
+def test_a_bad_image_in_a_process_of_the_loader_is_one_line(trained, with_splits, run):
+    (with_splits / "test" / "sky" / "bad.png").write_bytes(b"not an image")
+    code, _, err = run("evaluate", "classify", "--run", trained, "--data", with_splits, "workers=1")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "bad.png is no image" in err
+
+
+def test_a_folder_without_training_images_is_measured(trained, with_splits, run, tmp_path):
+    (with_splits / "test").rename(tmp_path / "test")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "test").rename(tmp_path / "own" / "test")
+    code, out, err = run("evaluate", "classify", "--run", trained, "--data", tmp_path / "own", "--json")
+    assert code == 0, err
+    assert json.loads(out)["metrics"]["top1"] > 50
+    code, _, err = run("evaluate", "classify", "--run", trained, "--data", tmp_path / "own", "--split", "val")
+    assert code == 2
+    assert "own has no val images. It has test" in err
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_a_class_without_training_images(command, trained, with_splits, run, tmp_path):
+    (with_splits / "train" / "ant").mkdir()
+    words = commands(with_splits, trained, tmp_path / "run")[command]
+    code, _, err = run(*words)
+    assert code == 2
+    assert "ant holds no image" in err
+    assert err.count("\n") == 1
+    (with_splits / "train" / "ant").rename(with_splits / "val" / "bee")
+    code, _, err = run(*words)
+    assert code == 2
+    assert "bee does not exist, but other splits have that class" in err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -55,6 +55,27 @@ def test_sixteen_bits_are_scaled_and_transparency_is_white(tmp_path, picture):
     assert (decode(tmp_path / "clear.png") == 255).all()
 
 
+@pytest.mark.filterwarnings("error")
+def test_what_is_no_number_is_black(tmp_path):
+    values = np.full((4, 4), 255, np.float32)
+    values[0, 0] = np.nan
+    Image.fromarray(values).save(tmp_path / "float.tif")
+    found = decode(tmp_path / "float.tif")
+    assert found[0, 0].tolist() == [0, 0, 0]
+    assert (found[1:] == 255).all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_large_image_is_used_without_a_warning_and_a_line_of_pixels_is_not(tmp_path, picture, monkeypatch):
+    Image.fromarray(picture).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", picture[..., 0].size - 1)
+    assert decode(tmp_path / "large.png").shape == picture.shape
+    monkeypatch.undo()
+    Image.new("RGB", (1, 1001)).save(tmp_path / "line.png")
+    with pytest.raises(InputError, match=r"line\.png is too narrow: 1 by 1001 pixels"):
+        decode(tmp_path / "line.png")
+
+
 def test_photographs_stand_upright(tmp_path, picture):
     image = Image.fromarray(picture)
     exif = image.getexif()

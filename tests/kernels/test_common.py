@@ -162,16 +162,37 @@ def test_the_compile_table():
 
 
 def test_a_wrong_kernel_gets_no_speed_figure():
-    def case(result, most=None):
-        return bench.Case("c", lambda: [result], {"eager": lambda: [X]}, lambda: [X], most=most)
+    def case(result, **options):
+        return bench.Case("c", lambda: [result], {"eager": lambda: [X]}, lambda: [X], **options)
 
     (wrong,) = bench._measure(case(2 * X), repeats=3)
     assert wrong["error"] == 1.0
     assert "ratio" not in wrong
-    (right,) = bench._measure(case(X, most=0.0), repeats=3)
+    (right,) = bench._measure(case(X, most={"eager": 0.0}), repeats=3)
     assert right["ratio"] > 0
+    assert right["repeats"] == 3
+    assert bench._measure(case(X, once=["eager"]), repeats=3)[0]["repeats"] == 1
     rows = [{"op": "op", **wrong}, {"op": "op", **right}]
     assert ["not measured" in line for line in bench.failures(rows)] == [True, False]
+
+
+def test_growth_compares_lengths_of_a_series():
+    sizes = [(256, 1.0), (1024, 5.0), (1024, 4.4), (4096, 16.0)]
+    rows = [{"op": "op", "series": "fwd", "length": length, "ours_ms": time} for length, time in sizes]
+    rows += [{"op": "op", "error": 1.0}, {"op": "op", "series": "", "length": 0, "ours_ms": 1.0}]
+    assert bench.growth(rows) == [
+        "op: fwd, T=1,024 takes 4.40 times T=256",
+        "op: fwd, T=4,096 takes 3.64 times T=1,024",
+    ]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+def test_peak_memory_counts_what_the_call_frees_again():
+    def compute():
+        torch.ones(2**24).sum()  # 67 MB
+        return [torch.ones(2**22)]
+
+    assert 60 < bench.peak_megabytes(compute) < 90
 
 
 def test_relative_error_counts_nan_and_zero():

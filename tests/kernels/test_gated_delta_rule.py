@@ -80,6 +80,15 @@ def test_decays(decay: float) -> None:
     check(example(decay=decay))
 
 
+@pytest.mark.parametrize("form", FAST)
+def test_small_gradients_of_decays_keep_their_digits(form: str) -> None:
+    """Every gate nearly shut: dg is 1e-17 of the others, and still exact."""
+    inputs = example(B=1, T=18, H=1)
+    with torch.no_grad():
+        inputs[3].fill_(-40)
+    check(inputs, form=form, qk_l2norm=True)
+
+
 def test_decays_mixed_in_one_batch() -> None:
     inputs = example(B=6, T=96, H=1)
     with torch.no_grad():

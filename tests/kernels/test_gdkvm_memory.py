@@ -14,6 +14,7 @@ from toolkit.kernels.gdkvm_memory import gdkvm_memory, gdkvm_memory_step
 
 NAMES = ("key", "value", "a_proj", "b_proj", "A_log", "dt_bias", "initial_state")
 VERSIONS = [{"decay": decay, "alpha_expand": how} for decay in ("exp", "raw") for how in ("interleave", "tile")]
+VERSIONS += [version | {"key_scale": "spectral"} for version in VERSIONS[::3]]
 
 
 def example(B=2, T=4, N=2, K=8, V=12, P=10, heads=3, dtype=torch.float32) -> list[Tensor]:
@@ -84,6 +85,53 @@ def test_frames_one_by_one(options: dict) -> None:
         assert relative_error(got, want) <= 1e-5
 
 
+@pytest.mark.parametrize("sizes", [{"P": 60}, {"P": 1}, {"K": 1, "P": 3}, {"K": 20, "P": 5, "T": 1}])
+@pytest.mark.parametrize("options", VERSIONS[4:])
+def test_bounded_writes(sizes: dict, options: dict) -> None:
+    check(example(**sizes), **options)
+
+
+def test_bounded_writes_of_keys_that_need_no_bound_are_the_published_ones() -> None:
+    *tensors, state = (x.detach() for x in example(P=1, K=20))  # the one eigenvalue is the sum of squares, below 1
+    found = [gdkvm_memory(*tensors, initial_state=state, key_scale=scale) for scale in ("spectral", "none")]
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("form", ["torch", "reference"])
+def test_bounded_writes_keep_a_long_clip_bounded(form: str) -> None:
+    """In large frames lambda_max is above P / K = 64, so the published rule erases far more than there is."""
+    *tensors, _ = (x.detach() for x in example(B=1, T=60, N=1, P=512))
+    tensors[4].fill_(-8)  # hardly any decay
+    largest = {
+        scale: gdkvm_memory(*tensors, key_scale=scale, backend=form)[1].abs().amax((0, 2, 3, 4))
+        for scale in ("none", "spectral")
+    }
+    assert largest["none"].max() > 1e4 * largest["none"][0]
+    assert largest["spectral"].max() < 4 * largest["spectral"][0]
+
+
+def test_bounded_writes_on_gradients_of_equal_and_of_sharp_keys() -> None:
+    """Keys without any contrast (K K^T has K - 1 zeros), and keys that pick one row each."""
+    for key in (torch.zeros(1, 3, 6, 40), 80 * torch.eye(6)[:, torch.arange(40) % 6].expand(1, 3, 6, 40)):
+        inputs = example(1, 3, 1, 6, 4, 40, heads=2)
+        inputs[0] = key.clone().requires_grad_()
+        exact = results(double(inputs), "reference", key_scale="spectral")
+        for got, want in zip(results(inputs, key_scale="spectral"), exact, strict=True):
+            assert got.isfinite().all()
+            torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4 * max(1, want.abs().max().item()))
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("key_scale", ["none", "spectral"])
+def test_nothing_to_do(key_scale: str, backend: str) -> None:
+    inputs = [x.detach().requires_grad_() for x in (*(y[:0] for y in example()[:2]), *example()[2:6])]
+    readout, states = gdkvm_memory(*inputs, key_scale=key_scale, backend=backend)
+    assert (readout.shape, states.shape) == ((0, 4, 2, 12, 10), (0, 4, 2, 8, 12))
+    for got, x in zip(torch.autograd.grad(readout.sum() + states.sum(), inputs), inputs, strict=True):
+        assert got.shape == x.shape
+        assert not got.any()
+
+
 def test_the_first_frame_is_written_without_gates() -> None:
     key, value, *_ = tensors = [x.detach() for x in example(T=1)[:-1]]
     readout, states = gdkvm_memory(*tensors)
@@ -140,6 +188,7 @@ def test_strange_memory() -> None:
     [
         ({"decay": "exponential"}, "decay is 'exponential'. One of: exp, raw"),
         ({"alpha_expand": "repeat"}, "alpha_expand is 'repeat'"),
+        ({"key_scale": "spektral"}, "key_scale is 'spektral'. Did you mean 'spectral'"),
         ({"key": torch.ones(2, 4, 8)}, "key has shape"),
         ({"value": torch.ones(2, 4, 2, 12, 9)}, r"value has shape .* wants \[2, 4, N, V, 10\]"),
         ({"A_log": torch.ones(5)}, "heads a divisor of V = 12"),
@@ -155,14 +204,14 @@ def test_errors(change: dict, message: str) -> None:
         gdkvm_memory(**arguments)
 
 
-@pytest.mark.parametrize("with_state", [True, False])
-def test_opcheck(with_state: bool) -> None:
+@pytest.mark.parametrize(("with_state", "key_scale"), [(True, "none"), (False, "spectral")])
+def test_opcheck(with_state: bool, key_scale: str) -> None:
     inputs = example(1, 2, 1, 3, 4, 2, heads=2)
     inputs = inputs if with_state else [*inputs[:-1], None]
-    torch.library.opcheck(operator._forward, (*inputs, "raw", "tile", "torch"))
-    readout, states = (x.detach() for x in operator._forward(*inputs, "raw", "tile", "torch"))
+    torch.library.opcheck(operator._forward, (*inputs, "raw", "tile", key_scale, "torch"))
+    readout, states = (x.detach() for x in operator._forward(*inputs, "raw", "tile", key_scale, "torch"))
     plain = [x if x is None else x.detach() for x in inputs]
-    torch.library.opcheck(operator._backward, (readout, states, states, *plain, "raw", "tile", "torch"))
+    torch.library.opcheck(operator._backward, (readout, states, states, *plain, "raw", "tile", key_scale, "torch"))
 
 
 def test_compile_autocast_and_fake_tensors() -> None:
@@ -181,7 +230,19 @@ def test_compile_autocast_and_fake_tensors() -> None:
         torch.testing.assert_close(gdkvm_memory(*inputs[:-1]), exact, rtol=0, atol=0)
     with FakeTensorMode():
         fake = [torch.empty(x.shape, device="cuda") for x in inputs]
-        readout, states = operator._forward(*fake, "exp", "tile", "torch")
-        found = operator._backward(readout, states, states, *fake, "exp", "tile", "torch")
+        readout, states = operator._forward(*fake, "exp", "tile", "none", "torch")
+        found = operator._backward(readout, states, states, *fake, "exp", "tile", "none", "torch")
     assert [x.shape for x in (readout, states)] == [(2, 4, 2, 12, 10), (2, 4, 2, 8, 12)]
     assert [x.shape for x in found] == [x.shape for x in inputs]
+
+
+def test_export_with_any_number_of_frames() -> None:
+    class Memory(torch.nn.Module):
+        def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+            return gdkvm_memory(*tensors, key_scale="spectral")
+
+    *tensors, _ = (x.detach() for x in example())
+    frames = {1: torch.export.Dim("frames", min=1, max=1024)}
+    program = torch.export.export(Memory(), tuple(tensors), dynamic_shapes={"tensors": (frames, frames, *[None] * 4)})
+    *longer, _ = (x.detach() for x in example(T=7))
+    torch.testing.assert_close(program.module()(*longer), gdkvm_memory(*longer, key_scale="spectral"))

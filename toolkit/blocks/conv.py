@@ -1,25 +1,28 @@
-"""Gated recursive convolution, its global-local filter, and a perceptron that stays in the cache.
+"""Gated recursive convolution, its global-local filter, and what its users need to infer as fast.
 
 "HorNet: Efficient High-Order Spatial Interactions with Recursive Gated Convolutions", Rao et al., NeurIPS 2022. The
 Fourier filter is that of "Global Filter Networks for Image Classification", Rao et al., NeurIPS 2021.
 
-Where no gradient is wanted, on a CPU in float32, these modules go from token to token in channels-last memory: the 1x1
-convolutions are matrix products, and what follows the spatial filter is done for a few tokens at a time.
+Where no gradient is wanted, on a CPU in float32, a gnConv works on channels-last memory: the 1x1 convolutions are
+matrix products over tokens, and what follows the spatial filter is done for some tokens at a time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import LayerNorm2d, register_notrace_function, register_notrace_module
+from timm.layers import DropPath, LayerNorm2d, Mlp, register_notrace_function, register_notrace_module
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from toolkit.errors import InputError
 from toolkit.kernels.gnconv import Weights, gated_recursion, gnconv
 
-TILE = 1024  # tokens per thread whose hidden channels stay in the cache
+TILE = 4096  # tokens per thread whose hidden channels stay in the last cache
+SMALL = 1 << 23  # multiply-adds below which a product is not worth oneDNN's 15 microseconds of preparation
 
 
 @register_notrace_module
@@ -98,7 +101,7 @@ class GnConv(nn.Module):
         """``[B, in_dim, H, W]`` to ``[B, out_dim, H, W]``."""
         # TorchScript leaves out a block, but not the rest of a condition.
         if not torch.jit.is_scripting():  # noqa: SIM102
-            if are_plain(self.proj_in, self.dwconv, *self.pws, self.proj_out):
+            if self.is_plain() and not torch._C._are_functorch_transforms_active():
                 return self._infer(x) if only_infers_on_cpu(x) else self._differentiable(x)
         halves = self.proj_in(x).split(self.parts, dim=1)
         factors = (self.dwconv(halves[1]) * self.scale).split(self.widths, dim=1)
@@ -106,6 +109,10 @@ class GnConv(nn.Module):
         for i, pointwise in enumerate(self.pws):
             p = pointwise(p) * factors[i + 1]
         return self.proj_out(p)
+
+    def is_plain(self) -> bool:
+        """Whether the layers are the constructor's, and nobody watches them."""
+        return are_plain(self.proj_in, self.dwconv, *self.pws, self.proj_out)
 
     def _differentiable(self, x: Tensor) -> Tensor:
         chain = [parameters(pointwise) for pointwise in self.pws]
@@ -119,6 +126,15 @@ class GnConv(nn.Module):
         return self.proj_out(gated_recursion(a, self.scale * self.dwconv(r), pws_weights, pws_biases)[-1])
 
     def _infer(self, x: Tensor) -> Tensor:
+        tiles = list(self.tiles(x))
+        tokens = tiles[0] if len(tiles) == 1 else torch.cat(tiles)
+        return tokens.view(x.shape[0], *x.shape[2:], tokens.shape[1]).permute(0, 3, 1, 2)
+
+    def tiles(self, x: Tensor) -> Iterator[Tensor]:
+        """The output for ``[B, in_dim, H, W]`` as matrices ``[tokens, out_dim]``, cut where ``tiled`` cuts.
+
+        For layers that ``is_plain`` and inputs that ``only_infers_on_cpu`` accepts.
+        """
         tokens = x.permute(0, 2, 3, 1)  # [B, H, W, C]
         weight, bias = parameters(self.proj_in)
         a, r = (dense(tokens, w, c) for w, c in zip(weight.split(self.parts), bias.split(self.parts), strict=True))
@@ -129,16 +145,12 @@ class GnConv(nn.Module):
         else:
             b = self.dwconv(r).mul_(self.scale)
 
-        tiles = []
         for p, factors in zip(tiled(a), tiled(b.permute(0, 2, 3, 1)), strict=True):
             first, *others = factors.split(self.widths, dim=1)
             p = p.mul_(first)
             for pointwise, factor in zip(self.pws, others, strict=True):
                 p = dense(p, *parameters(pointwise)).mul_(factor)
-            if isinstance(self.proj_out, nn.Conv2d):
-                p = dense(p, *parameters(self.proj_out))
-            tiles.append(p)
-        return joined(tiles, tokens.shape).permute(0, 3, 1, 2)
+            yield dense(p, *parameters(self.proj_out)) if isinstance(self.proj_out, nn.Conv2d) else p
 
 
 class GlobalLocalFilter(nn.Module):
@@ -200,7 +212,11 @@ def fourier_filter(x: Tensor, weight: Tensor) -> Tensor:
 
 def resize_spectrum(weight: Tensor, height: int, width: int) -> Tensor:
     """``[C, h, w, 2]`` to ``[C, height, width, 2]``, bilinear between the outermost entries."""
-    if weight.shape[1] == height and weight.shape[2] == width:
+    if torch.jit.is_scripting() or torch.jit.is_tracing():
+        fits = weight.shape[1] == height and weight.shape[2] == width
+    else:  # a program for maps of any size must not take the answer for one of them as given
+        fits = statically_known_true(weight.shape[1] == height) and statically_known_true(weight.shape[2] == width)
+    if fits:
         return weight
     planes = weight.permute(3, 0, 1, 2)
     planes = planes if weight.dtype == torch.float64 else planes.float()
@@ -208,53 +224,20 @@ def resize_spectrum(weight: Tensor, height: int, width: int) -> Tensor:
     return planes.permute(1, 2, 3, 0).to(weight.dtype)
 
 
-@register_notrace_module
-class TiledMlp(nn.Module):
-    """Two linear layers around a GELU, on the last axis; where no gradient is wanted, a few tokens at a time.
-
-    Args:
-        dim: channels of input and output.
-        hidden_dim: channels between the layers.
-        device: of the parameters.
-        dtype: of the parameters.
-    """
-
-    def __init__(self, dim: int, hidden_dim: int, device=None, dtype=None):
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim, device=device, dtype=dtype)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden_dim, dim, device=device, dtype=dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[..., C]`` to ``[..., C]``."""
-        # TorchScript leaves out a block, but not the rest of a condition.
-        if not torch.jit.is_scripting():  # noqa: SIM102
-            if only_infers_on_cpu(x) and are_plain(self.fc1, self.fc2):
-                return self._infer(x)
-        return self.fc2(self.act(self.fc1(x)))
-
-    def _infer(self, x: Tensor) -> Tensor:
-        tiles = []
-        for tokens in tiled(x):
-            hidden = self.act(dense(tokens, *parameters(self.fc1)))
-            tiles.append(dense(hidden, *parameters(self.fc2)))
-        return joined(tiles, x.shape)
+PLAIN = (nn.Conv2d, nn.Linear, nn.Identity, nn.GELU, nn.Dropout, DropPath, Mlp, GlobalLocalFilter, GnConv)
 
 
 def are_plain(*layers: nn.Module) -> bool:
     """Whether these layers may be passed over for their parameters: nobody has replaced them, or waits for a call."""
-    return all(
-        type(layer) in (nn.Conv2d, nn.Linear, nn.Identity, GlobalLocalFilter)
-        and not layer._forward_hooks
-        and not layer._forward_pre_hooks
-        for layer in layers
-    )
+    return all(type(layer) in PLAIN and not layer._forward_hooks and not layer._forward_pre_hooks for layer in layers)
 
 
 def only_infers_on_cpu(x: Tensor) -> bool:
     """Whether a forward may overwrite what it computes: no gradient, no compiler or tracer, eager float32 on a CPU."""
     return (
-        not torch.is_grad_enabled()
+        type(x) is Tensor  # and no stand-in, such as torch.fx's
+        and not torch.is_grad_enabled()
+        and not torch._C._are_functorch_transforms_active()
         and x.is_cpu
         and x.dtype is torch.float32
         and not torch.is_autocast_enabled("cpu")
@@ -268,22 +251,24 @@ def tiled(x: Tensor) -> tuple[Tensor, ...]:
     return x.reshape(-1, x.shape[-1]).split(TILE * torch.get_num_threads())
 
 
-def joined(tiles: list[Tensor], shape: torch.Size) -> Tensor:
-    """``tiled`` undone: all axes of ``shape`` but the last."""
-    tokens = tiles[0] if len(tiles) == 1 else torch.cat(tiles)
-    return tokens.view(*shape[:-1], tokens.shape[1])
-
-
 # PyTorch's own linear layer calls another library on most CPUs, which is some percent slower at these sizes.
 _onednn_linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 
-def dense(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``F.linear`` in float32 on a CPU, without gradients; ``weight`` may be that of a 1x1 convolution."""
+def dense(x: Tensor, weight: Tensor, bias: Tensor, gelu: str | None = None) -> Tensor:
+    """``F.linear`` in float32 on a CPU, without gradients, and optionally a GELU.
+
+    Args:
+        x: ``[..., C]``.
+        weight: of a linear layer or a 1x1 convolution.
+        bias: a number per channel of the output.
+        gelu: None, or the ``approximate`` of ``F.gelu``.
+    """
     weight = weight.flatten(1)
-    if _onednn_linear is None:
-        return F.linear(x, weight, bias)
-    return _onednn_linear(x, weight, bias, "none", [], "")
+    if _onednn_linear is None or x.numel() * weight.shape[0] < SMALL:
+        y = F.linear(x, weight, bias)
+        return y if gelu is None else F.gelu(y, approximate=gelu)
+    return _onednn_linear(x, weight, bias, "none" if gelu is None else "gelu", [], gelu or "")
 
 
 def parameters(layer: nn.Module) -> tuple[Any, Any]:

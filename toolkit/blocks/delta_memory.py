@@ -114,11 +114,21 @@ class GDKVMMemory(nn.Module):
         num_heads: gates per key row; divides V.
         decay: ``exp`` (the re-release) or ``raw`` (the paper's code; negative and unbounded).
         alpha_expand: ``interleave`` (the re-release) or ``tile`` (the paper's code).
+        key_scale: ``spectral`` bounds what a frame erases and writes, for long clips and large frames; ``none`` in both
+            versions (``toolkit.kernels.gdkvm_memory``).
     """
 
-    def __init__(self, value_dim: int = 256, num_heads: int = 8, decay: str = "exp", alpha_expand: str = "interleave"):
+    def __init__(
+        self,
+        value_dim: int = 256,
+        num_heads: int = 8,
+        decay: str = "exp",
+        alpha_expand: str = "interleave",
+        key_scale: str = "none",
+    ):
         super().__init__()
-        self.value_dim, self.num_heads, self.decay, self.alpha_expand = value_dim, num_heads, decay, alpha_expand
+        self.value_dim, self.num_heads = value_dim, num_heads
+        self.decay, self.alpha_expand, self.key_scale = decay, alpha_expand, key_scale
         self.a_proj = nn.Linear(value_dim, num_heads, bias=False)
         self.b_proj = nn.Linear(value_dim, num_heads, bias=False)
         self.A_log, self.dt_bias = decay_parameters(num_heads)
@@ -148,7 +158,7 @@ class GDKVMMemory(nn.Module):
 
     def _arguments(self) -> dict[str, Any]:
         weights = {"a_proj": self.a_proj.weight, "b_proj": self.b_proj.weight}
-        options = {"decay": self.decay, "alpha_expand": self.alpha_expand}
+        options = {"decay": self.decay, "alpha_expand": self.alpha_expand, "key_scale": self.key_scale}
         return {**weights, "A_log": self.A_log, "dt_bias": self.dt_bias, **options}
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ Source = Path | bytes | NDArray[np.uint8]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2")
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+NARROW = 1000  # a side this many times the other: to resize the short one to 224 would take gigabytes
 IMAGE_COLUMNS = ("image", "img", "path", "file", "filename", "file_name")
 LABEL_COLUMNS = ("label", "class", "fine_label", "target", "category")
 
@@ -126,28 +128,33 @@ def decode(source: Source, name: str = "") -> NDArray[np.uint8]:
     Grey, palette, CMYK and 16-bit images are converted; transparent pixels are shown on white.
 
     Raises:
-        InputError: the image cannot be read.
+        InputError: the image cannot be read, has too many pixels, or is a line of them.
     """
     if isinstance(source, np.ndarray):
         return source
     label = name or (str(source) if isinstance(source, Path) else f"an image of {len(source)} bytes")
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            image.load()
-            return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about sizes and tags; what cannot be used raises
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+                if max(image.size) > NARROW * min(image.size):
+                    raise InputError(f"{label} is too narrow: {image.width} by {image.height} pixels")
+                image.load()
+                return np.array(_to_rgb(ImageOps.exif_transpose(image)))
     except FileNotFoundError:
         raise InputError(f"{label} does not exist") from None
     except UnidentifiedImageError:
         raise InputError(f"{label} is no image, or of an unknown format") from None
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{label} is too large: {error}") from None
+    except Image.DecompressionBombError:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise InputError(f"{label} is too large: it has more than {most:,} pixels") from None
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"{label} is damaged: {' '.join(str(error).split())}") from None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":  # 16 or 32 bits of grey
-        values = np.asarray(image, dtype=np.float64)
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
         full = 65535 if image.mode != "F" and values.max(initial=0) > 255 else 255
         return Image.fromarray((values.clip(0, full) * (255 / full)).round().astype(np.uint8)).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
@@ -203,9 +210,10 @@ def _read_folder(path: Path) -> ImageSet:
         found = [(file, number) for file, number in found if file.is_file()]
         empty = sorted(set(range(len(classes))) - {number for _, number in found})
         if empty and split == "train":
-            raise InputError(
-                f"{root / classes[empty[0]]} holds no image", f"Known are {', '.join(SUFFIXES)}; remove an empty folder"
-            )
+            folder = root / classes[empty[0]]
+            if not folder.is_dir():
+                raise InputError(f"{folder} does not exist, but other splits have that class")
+            raise InputError(f"{folder} holds no image", f"Known are {', '.join(SUFFIXES)}; remove an empty folder")
         labels = np.array([number for _, number in found], dtype=np.int64)
         splits[split] = Samples([file for file, _ in found], labels, [str(file) for file, _ in found])
     return ImageSet(path.name, tuple(classes), splits)

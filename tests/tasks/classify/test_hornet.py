@@ -12,6 +12,7 @@ from timm.models._manipulate import group_parameters
 
 import toolkit
 import toolkit.tasks.classify
+from toolkit.blocks import conv
 from toolkit.errors import InputError
 from toolkit.pretrained.hornet import convert
 from toolkit.tasks.classify.hornet import HorNet, checkpoint_filter_fn
@@ -89,6 +90,59 @@ def test_any_size_alike_with_and_without_gradients(filter_sizes, size):
     assert last.shape[2:] == (size[0] // 4 // 8, size[1] // 4 // 8)
     assert torch.isfinite(trained).all()
     torch.testing.assert_close(inferred, trained, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{}, {"layer_scale_init_value": 0.0}, {"drop_path_rate": 0.3}])
+@pytest.mark.parametrize("small_products", [0, conv.SMALL])
+def test_blocks_infer_tile_by_tile_and_leave_their_input_alone(changes, small_products, monkeypatch):
+    monkeypatch.setattr(conv, "TILE", 7)
+    monkeypatch.setattr(conv, "SMALL", small_products)
+    model = small(filter_sizes=FILTERS, **changes)
+    for stage, size in zip(model.stages, (9, 6, 4, 2), strict=True):
+        block, x = stage.blocks[0], torch.randn(2, stage.blocks[0].norm2.weight.numel(), size, size + 1)
+        x = x.to(memory_format=torch.channels_last)
+        before = x.clone()
+        with torch.inference_mode():
+            y = block(x)
+        assert torch.equal(x, before)
+        torch.testing.assert_close(y, block(x), rtol=1e-5, atol=1e-5)
+        with torch.no_grad():
+            assert block(x[:0]).shape == (0, *x.shape[1:])
+
+
+def test_branches_are_dropped_in_training_without_gradients_too():
+    block, x = small(drop_path_rate=0.5).stages[3].blocks[0], torch.randn(32, 64, 2, 2)
+    with torch.no_grad():
+        kept, dropped = block(x), block.train()(x)
+    assert not torch.allclose(kept, dropped)
+
+
+def test_layers_of_a_block_that_are_watched_or_replaced_are_called():
+    block, x = small().stages[1].blocks[0], torch.randn(1, 16, 4, 4)
+    seen = []
+    watched = [block.norm1, block.gnconv.pws[1], block.gnconv, block.norm2, block.mlp.fc1, block.mlp.act, block.mlp]
+    with torch.no_grad():
+        expected = block(x)
+        for layer in watched:
+            handle = layer.register_forward_hook(lambda module, _inputs, _output: seen.append(module))
+            torch.testing.assert_close(block(x), expected, rtol=1e-5, atol=1e-5)
+            handle.remove()
+        assert seen == watched
+        block.mlp.act = torch.nn.GELU("tanh")
+        torch.testing.assert_close(block(x), block.train()(x), rtol=1e-5, atol=1e-5)
+        block.eval().mlp.fc2 = torch.nn.Sequential(block.mlp.fc2, torch.nn.Tanh())
+        torch.testing.assert_close(block(x), block.train()(x), rtol=1e-5, atol=1e-5)
+
+
+def test_an_ensemble_infers_by_vmap():
+    models, image = [small(), small()], torch.randn(1, 3, 64, 64)
+    parameters, buffers = torch.func.stack_module_state(models)
+    with torch.no_grad():
+        together = torch.func.vmap(
+            lambda p, b: torch.func.functional_call(models[0], (p, b), (image,)), randomness="error"
+        )(parameters, buffers)
+        for logits, model in zip(together, models, strict=True):
+            torch.testing.assert_close(logits, model(image), rtol=1e-4, atol=1e-4)
 
 
 def test_one_image_does_not_feel_the_others():

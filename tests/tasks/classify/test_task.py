@@ -81,11 +81,12 @@ def test_biases_and_norms_do_not_decay_and_layers_have_their_rates():
 
 def test_labels_follow_the_trained_classes():
     task = Classify(config(), images(classes=("c", "a")))
-    task.restore(torch.nn.Identity(), {"data": {"classes": ["a", "b", "c"], "preprocessing": {}}}, {})
+    card = {"data": {"classes": ["a", "b", "c"], "preprocessing": {"size": 32}}}
+    task.restore(torch.nn.Identity(), card, {})
     assert task.data.classes == ("a", "b", "c")
     assert set(task.data.splits["train"].labels.tolist()) == {0, 2}
     other = Classify(config(), images(classes=("a", "zebra")))
-    other.restore(torch.nn.Identity(), {"data": {"classes": ["a", "b", "c"], "preprocessing": {}}}, {})
+    other.restore(torch.nn.Identity(), card, {})
     with pytest.raises(InputError, match="'zebra', the model knows a, b, c"):
         _ = other.data
 
@@ -111,6 +112,10 @@ def test_bad_settings():
         _ = Classify(config(data="etth1")).data
     with pytest.raises(DataNotFoundError, match=r"cifar10: no \*.parquet found"):
         _ = Classify(config(data="cifar10")).data
+    with pytest.raises(InputError, match="no data given"):
+        _ = Classify(config(data={"name": None})).data
+    with pytest.raises(InputError, match="mean is .* at least 3 items"):
+        config(mean=[0.5])
     with pytest.raises(InputError, match="timm knows no model 'resnett18'"):
         config(baselines=["resnett18"])
     assert config(monitor="loss").direction == "min"
@@ -126,10 +131,12 @@ def test_a_baseline_is_the_same_training_of_another_model():
     assert other.data is task.data
 
 
-def test_pretrained_weights_are_not_fetched_offline(monkeypatch):
+@pytest.mark.parametrize("name", ["resnet18", "hf-hub:timm/resnet18.a1_in1k"])
+def test_pretrained_weights_are_not_fetched_offline(name, monkeypatch, tmp_path):
     monkeypatch.setenv("TOOLKIT_OFFLINE", "1")
-    with pytest.raises(DataNotFoundError, match="TOOLKIT_OFFLINE forbids"):
-        create_backbone("resnet18", pretrained=True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(DataNotFoundError, match="not on this machine: TOOLKIT_OFFLINE"):
+        create_backbone(name, pretrained=True)
 
 
 def test_cifar_is_read_whole(real_data, monkeypatch):
