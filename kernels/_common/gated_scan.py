@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from toolkit.kernels._common.chunks import Chunks, Tile
-from toolkit.kernels._common.memory import Workspace
+from toolkit.kernels._common.memory import Workspace, workspace
 
 LOG2_E = math.log2(math.e)
 STRONGEST_TOTAL = -60.0  # of a chunk's log decays; e^60 leaves room for the operands, see README of gla
@@ -203,16 +203,16 @@ def forward(
         form: ``auto`` or ``dyadic``.
     """
     entering[len(chunks.tiles) :].zero_()
-    work = Workspace(o.device)
     carry = torch.zeros_like(entering[0])
-    for number, tile in walk(chunks, to_left):
-        entering[number] = carry
-        work.restart()
-        qq, kk, vv, gg = (chunks.gather(x, tile, work) for x in (q, k, v, g))
-        w = decays(qq, kk, gg, to_left, work, form)
-        S, carry = chunks.scan(w.k_out, vv, w.decay, carry, tile, to_left, first, last, work)
-        y = torch.baddbmm(vv, w.q_in, S, beta=0, alpha=scale, out=work(*vv.shape))
-        chunks.scatter(y.baddbmm_(w.scores(), vv, alpha=scale), o, tile, add)
+    with workspace(o.device) as work:
+        for number, tile in walk(chunks, to_left):
+            entering[number] = carry
+            work.restart()
+            qq, kk, vv, gg = (chunks.gather(x, tile, work) for x in (q, k, v, g))
+            w = decays(qq, kk, gg, to_left, work, form)
+            S, carry = chunks.scan(w.k_out, vv, w.decay, carry, tile, to_left, first, last, work)
+            y = torch.baddbmm(vv, w.q_in, S, beta=0, alpha=scale, out=work(*vv.shape))
+            chunks.scatter(y.baddbmm_(w.scores(), vv, alpha=scale), o, tile, add)
 
 
 def backward(
@@ -239,26 +239,26 @@ def backward(
 
     ``add``: add those of q, k and v to what stands in ``dq``, ``dk`` and ``dv``.
     """
-    work = Workspace(do.device)
     carry = torch.zeros_like(entering[0])
-    for number, tile in walk(chunks, not to_left):
-        work.restart()
-        qq, kk, vv, gg, dd = (chunks.gather(x, tile, work) for x in (q, k, v, g, do))
-        dd.mul_(scale)
-        w = decays(qq, kk, gg, to_left, work, form)
-        S, _ = chunks.scan(w.k_out, vv, w.decay, entering[number], tile, to_left, first, None, work)
-        dS, carry = chunks.scan(w.q_in, dd, w.decay, carry, tile, not to_left, dlast, dfirst, work)
-        dvv = torch.bmm(w.k_out, dS, out=work(*vv.shape))
-        chunks.scatter(dvv.baddbmm_(w.scores().mT, dd), dv, tile, add)
+    with workspace(do.device) as work:
+        for number, tile in walk(chunks, not to_left):
+            work.restart()
+            qq, kk, vv, gg, dd = (chunks.gather(x, tile, work) for x in (q, k, v, g, do))
+            dd.mul_(scale)
+            w = decays(qq, kk, gg, to_left, work, form)
+            S, _ = chunks.scan(w.k_out, vv, w.decay, entering[number], tile, to_left, first, None, work)
+            dS, carry = chunks.scan(w.q_in, dd, w.decay, carry, tile, not to_left, dlast, dfirst, work)
+            dvv = torch.bmm(w.k_out, dS, out=work(*vv.shape))
+            chunks.scatter(dvv.baddbmm_(w.scores().mT, dd), dv, tile, add)
 
-        dA = torch.bmm(dd, vv.mT, out=work(len(vv), chunks.C, chunks.C))
-        dq_in = torch.bmm(dd, S.mT, out=work(*w.q_in.shape))
-        dk_out = torch.bmm(vv, dS.mT, out=work(*w.k_out.shape))
-        through = S.mul_(dS).sum(-1, keepdim=True).mul_(w.decay)  # share of the state that passes the chunk
-        dqq, dkk, dgg = w.gradients(dA, dq_in, dk_out)
-        chunks.scatter(dqq, dq, tile, add)
-        chunks.scatter(dkk, dk, tile, add)
-        chunks.scatter(dgg.add_(through.mT), dg, tile)
+            dA = torch.bmm(dd, vv.mT, out=work(len(vv), chunks.C, chunks.C))
+            dq_in = torch.bmm(dd, S.mT, out=work(*w.q_in.shape))
+            dk_out = torch.bmm(vv, dS.mT, out=work(*w.k_out.shape))
+            through = S.mul_(dS).sum(-1, keepdim=True).mul_(w.decay)  # share of the state that passes the chunk
+            dqq, dkk, dgg = w.gradients(dA, dq_in, dk_out)
+            chunks.scatter(dqq, dq, tile, add)
+            chunks.scatter(dkk, dk, tile, add)
+            chunks.scatter(dgg.add_(through.mT), dg, tile)
 
 
 def walk(chunks: Chunks, to_left: bool) -> list[tuple[int, Tile]]:

@@ -6,7 +6,9 @@ import ctypes
 import functools
 import math
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -41,7 +43,6 @@ class Workspace:
     """
 
     def __init__(self, device: torch.device):
-        _keep_freed_pages()
         self.device = device
         self.blocks: list[Tensor] = []
         self.views: list[Tensor] = []  # of the blocks, as they were last asked for
@@ -54,24 +55,37 @@ class Workspace:
     def __call__(self, *shape: int) -> Tensor:
         number = self.used
         self.used += 1
-        if number == len(self.blocks):
-            self.blocks.append(torch.empty(math.prod(shape), dtype=torch.float32, device=self.device))
-            self.views.append(self.blocks[number].view(shape))
-        if self.views[number].shape != shape:
-            if self.blocks[number].numel() < math.prod(shape):
-                self.blocks[number] = torch.empty(math.prod(shape), dtype=torch.float32, device=self.device)
-            self.views[number] = self.blocks[number][: math.prod(shape)].view(shape)
+        if number == len(self.blocks) or self.views[number].shape != shape:
+            with torch.inference_mode(False):  # what is made now may outlive the mode, and serve gradients then
+                self._fit(number, shape)
         return self.views[number]
 
+    def _fit(self, number: int, shape: tuple[int, ...]) -> None:
+        size = math.prod(shape)
+        if number == len(self.blocks):
+            self.blocks.append(torch.empty(0, dtype=torch.float32, device=self.device))
+            self.views.append(self.blocks[number])
+        if self.blocks[number].numel() < size:
+            self.blocks[number] = torch.empty(size, dtype=torch.float32, device=self.device)
+        self.views[number] = self.blocks[number][:size].view(shape)
 
-@functools.cache
-def _keep_freed_pages() -> None:
-    """Let the allocator keep what is freed instead of returning it to the system, to be mapped again by the next call.
 
-    glibc keeps up to twice the size of the largest block below ``LARGE`` that was ever freed: this frees one. Its pages
-    are never touched, so it costs nothing; other allocators do not mind.
+_of_thread = threading.local()
+
+
+@contextmanager
+def workspace(device: torch.device) -> Iterator[Workspace]:
+    """A workspace; on a CPU the thread's own, whose memory is kept for the next call unless it is large.
+
+    Elsewhere a new one: calls on other streams may run at the same time.
     """
-    torch.empty(LARGE - PAGE, dtype=torch.uint8)
+    if device.type != "cpu":
+        yield Workspace(device)
+        return
+    own = _of_thread.__dict__.pop("workspace", None) or Workspace(device)  # a call inside the block gets another
+    yield own
+    if sum(block.numel() for block in own.blocks) * 4 <= LARGE:
+        _of_thread.workspace = own
 
 
 @functools.cache

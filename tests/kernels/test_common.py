@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from toolkit.kernels import gated_fusion as example
 from toolkit.kernels._common import aot, backends, bench, memory
 from toolkit.kernels._common.backends import Operator
 from toolkit.kernels._common.numerics import relative_error
+from toolkit.kernels.gla import gla
 
 ROOT = Path(__file__).parents[2]
 X = torch.ones(3)
@@ -206,3 +208,35 @@ def test_large_results_are_ordinary_tensors():
     assert result.is_contiguous()
     assert result.shape == like.shape
     assert result.isnan().all()
+
+
+def test_workspace_gives_each_request_of_a_tile_its_memory_again():
+    with memory.workspace(torch.device("cpu")) as work:
+        first = [work(3, 4), work(2, 5)]
+        work.restart()
+        assert work(2, 3).data_ptr() == first[0].data_ptr()
+        assert work(2, 5) is first[1]
+        with memory.workspace(torch.device("cpu")) as inner:
+            assert inner is not work
+
+
+def test_workspace_of_inference_serves_training():
+    q, k, v = torch.randn(3, 1, 40, 1, 4).unbind()
+    g = -torch.rand(1, 40, 1, 4)
+    memory._of_thread.__dict__.clear()
+    with torch.inference_mode():
+        inferred, _ = gla(q, k, v, g)
+    leaves = [x.clone().requires_grad_() for x in (q, k, v, g)]
+    trained, _ = gla(*leaves)
+    trained.sum().backward()
+    assert torch.equal(trained, inferred)
+
+
+def test_threads_do_not_share_a_workspace():
+    inputs = [torch.randn(3, 1, 700, 2, 8) for _ in range(4)]
+    g = -torch.rand(1, 700, 2, 8)
+    alone = [gla(*x, g)[0] for x in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            together = list(pool.map(lambda x: gla(*x, g)[0], inputs))
+            assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
