@@ -83,6 +83,7 @@ def workspace(device: torch.device) -> Iterator[Workspace]:
         yield Workspace(device)
         return
     own = _of_thread.__dict__.pop("workspace", None) or Workspace(device)  # a call inside the block gets another
+    own.restart()
     yield own
     if sum(block.numel() for block in own.blocks) * 4 <= LARGE:
         _of_thread.workspace = own
