@@ -18,10 +18,12 @@ LOOPS_UNTIL = 4096
 QUADRATIC_FROM = 4096
 # Of a baseline's time, by pass and length.
 PROMISED = {
-    ("fwd", 1024): {"chunks": 0.9},
-    ("fwd+bwd", 1024): {"chunks": 0.9},
-    ("fwd+bwd", 4096): {"chunks": 0.7},
-    ("fwd", 16384): {"chunks": 0.6},
+    ("fwd", 1024): {"chunks": 0.85, "loop": 0.15, "sdpa": 0.5},
+    ("fwd+bwd", 1024): {"chunks": 0.85, "loop": 0.04, "sdpa": 0.5},
+    ("fwd", 4096): {"chunks": 0.6, "loop": 0.12, "sdpa": 0.2},
+    ("fwd+bwd", 4096): {"chunks": 0.6, "loop": 0.01, "sdpa": 0.2},
+    ("fwd", 16384): {"chunks": 0.5},
+    ("fwd+bwd", 16384): {"chunks": 0.33},
 }
 
 
