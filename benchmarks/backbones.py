@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import toolkit.tasks.classify  # noqa: F401, registers our backbones
+from toolkit.config import recipe_layers
+from toolkit.kernels._common import bench
 from toolkit.kernels._common.chunks import CHUNK
+from toolkit.tasks.classify.config import ClassifyConfig
+
+CIFAR10 = ("cifar10_vig", "cifar10_deit", "cifar10_hornet", "cifar10_convnext")  # recipes
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,12 @@ def deit_tiny(size: int, fused: bool) -> nn.Module:
     return model
 
 
+def recipe(name: str) -> nn.Module:
+    """The model of a recipe for CIFAR-10."""
+    config = ClassifyConfig.build(*recipe_layers(name, "classify"))
+    return timm.create_model(config.model.name, num_classes=10, **config.model.arguments)
+
+
 MODELS: dict[str, Callable[[int], nn.Module]] = {  # by name, from the pixels of a side
     "vig_tiny": lambda size: timm.create_model("vig_tiny"),
     "deit_tiny, fused attention": lambda size: deit_tiny(size, fused=True),
@@ -73,6 +85,7 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {  # by name, from the pixels of
     "hornet_tiny_gf": lambda size: timm.create_model("hornet_tiny_gf"),
     "hornet_tiny_gf, plain": lambda size: PlainHorNet(timm.create_model("hornet_tiny_gf")),
     "convnext_tiny": lambda size: timm.create_model("convnext_tiny"),
+    **{name: partial(lambda name, size: recipe(name), name) for name in CIFAR10},
 }
 
 COMPARISONS = [
@@ -88,6 +101,8 @@ COMPARISONS = [
     Comparison("hornet_tiny_gf", "convnext_tiny", 8, 224),
     Comparison("hornet_tiny_gf", "hornet_tiny_gf, plain", 1, 224),
     Comparison("hornet_tiny_gf", "hornet_tiny_gf, plain", 8, 224),
+    Comparison("cifar10_vig", "cifar10_deit", 64, 32),
+    Comparison("cifar10_hornet", "cifar10_convnext", 64, 32),
 ]
 
 
@@ -134,16 +149,7 @@ def peak_mib(name: str, batch: int, size: int) -> float:
 
 def print_peak(name: str, batch: int, size: int) -> None:
     model, images = MODELS[name](size).eval(), torch.randn(batch, 3, size, size)
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading (Linux)
-    before = resident_kib("VmRSS")
-    model(images)
-    print((resident_kib("VmHWM") - before) / 1024)
-
-
-def resident_kib(field: str) -> int:
-    """A line of the kernel's report on this process: memory held now (VmRSS), or at most (VmHWM)."""
-    report = Path("/proc/self/status").read_text()
-    return int(report.split(f"{field}:")[1].split()[0])
+    print(bench.peak_megabytes(lambda: [model(images)]) * 1e6 / 2**20)
 
 
 def measure(comparison: Comparison, repeats: int) -> dict[str, Any]:

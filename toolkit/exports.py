@@ -87,8 +87,12 @@ def export(
             try:
                 program = _trace(module, examples, axes, standard=format == "onnx")
                 free = _free_axes(program, axes)
-                save = _save_onnx if format == "onnx" else _save_program
-                save(program, aside, names, task.output_name, axes, pretrained.card)
+                card = json.dumps(pretrained.card, default=str)
+                if format == "onnx":
+                    _save_onnx(program, aside, names, task.output_name, axes, card)
+                else:
+                    with _quiet():
+                        torch.export.save(program, aside, extra_files={CARD: card})
                 checked, error = _compare(module, _reader(format, aside), examples, free)
             except OSError:  # a full disk: nothing that another attempt would change
                 raise
@@ -120,15 +124,13 @@ def export(
 def _find(source: Any, untrained: bool, notes: list[str]) -> hub.Pretrained:
     """The model with what its directory says; for a name without published weights one with random weights."""
     text = str(source)
-    is_name = False
-    if not Path(text).exists() and not text.startswith(hub.HUB) and len(Path(text).parts) == 1:
+    if hub.is_bare_name(text):
         import timm
 
         from toolkit.tasks.classify import weights
         from toolkit.tasks.classify.backbones import check_name, create_backbone
 
-        is_name = weights.is_name(text)
-        if is_name:
+        if weights.is_name(text):
             check_name(text)
             known = timm.get_pretrained_cfg(text)
             if untrained or known is None or not known.has_weights:
@@ -210,7 +212,7 @@ def _save_onnx(
     names: Sequence[str],
     output: str,
     axes: Sequence[dict[int, str]],
-    card: dict[str, Any],
+    card: str,
 ) -> None:
     import onnx
 
@@ -230,20 +232,8 @@ def _save_onnx(
                 size.dim_param = words.get(size.dim_param, size.dim_param)
     del proto.graph.value_info[:]  # shapes in between: those after a Fourier transform are wrong where sizes are free
     proto.producer_name, proto.producer_version = "gated-toolkit", toolkit.__version__
-    onnx.helper.set_model_props(proto, {CARD: json.dumps(card, default=str)})
+    onnx.helper.set_model_props(proto, {CARD: card})
     onnx.save(proto, path)
-
-
-def _save_program(
-    program: ExportedProgram,
-    path: Path,
-    names: Sequence[str],
-    output: str,
-    axes: Sequence[dict[int, str]],
-    card: dict[str, Any],
-) -> None:
-    with _quiet():
-        torch.export.save(program, path, extra_files={CARD: json.dumps(card, default=str)})
 
 
 def _reader(format: str, path: Path) -> Runner:

@@ -76,10 +76,15 @@ def load(source: str | Path) -> nn.Module:
     return load_pretrained(source).model
 
 
+def is_bare_name(text: str) -> bool:
+    """Whether a text names nothing on this machine or the hub, so that it can only be the name of a model."""
+    return not text.startswith(HUB) and not Path(text).exists() and len(Path(text).parts) == 1
+
+
 def load_pretrained(source: str | Path) -> Pretrained:
     """Like ``load``, with the directory's card and further tensors."""
     text = str(source)
-    if not text.startswith(HUB) and not Path(text).exists() and len(Path(text).parts) == 1:
+    if is_bare_name(text):
         from toolkit.tasks.classify import weights
 
         if weights.is_name(text):

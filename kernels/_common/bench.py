@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from toolkit import registry
@@ -24,6 +25,10 @@ from toolkit.errors import InputError
 from toolkit.kernels._common.numerics import relative_error
 
 Computation = Callable[[], Sequence[Tensor]]
+PASSES = ("fwd", "fwd+bwd")
+LOOPS_UNTIL = (
+    4096  # tokens; from here on loops are trained once, in quadratic time: each token's gradient has full size
+)
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,65 @@ def with_gradients(function: Callable[..., Any], inputs: Sequence[Tensor], *grad
         return [*outputs, *torch.autograd.grad(outputs, leaves, grads)]
 
     return compute
+
+
+def forward_only(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Computation:
+    def compute() -> list[Tensor]:
+        with torch.no_grad():
+            return [function(*inputs)]
+
+    return compute
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention of ``[B, T, H, D]``, what operators over sequences are an alternative to."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+
+
+def sequence_case(
+    passes: str,
+    inputs: Sequence[Tensor],
+    do: Tensor,
+    ours: Callable[..., Tensor],
+    definition: Callable[..., Tensor],
+    chunks: tuple[str, Callable[..., Tensor]],
+    loops: Mapping[str, Callable[..., Tensor]],
+    most: Mapping[str, float],
+    slow_chunks: bool = False,
+) -> Case:
+    """An operator over sequences against a textbook chunk form, loops over tokens, and softmax attention.
+
+    Args:
+        passes: of ``PASSES``.
+        inputs: q, k, v ``[B, T, H, D]``, then the others.
+        do: gradient of the output.
+        definition: what float64 results come from, but for long training, where a loop would take too long.
+        chunks: name and computation; it is the first baseline.
+        loops: measured up to ``LOOPS_UNTIL`` tokens.
+        slow_chunks: beyond that the chunk form is measured once, as attention is.
+    """
+    T, training = inputs[0].shape[1], passes == "fwd+bwd"
+    quadratic = training and T >= LOOPS_UNTIL
+
+    def computation(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Computation:
+        return with_gradients(function, inputs, do.to(inputs[0])) if training else forward_only(function, inputs)
+
+    long = T > LOOPS_UNTIL
+    names = {chunks[0]: chunks[1], **({} if long else loops)}
+    baselines = {name: computation(function, inputs) for name, function in names.items()}
+    baselines["sdpa"] = computation(causal_attention, inputs[:3])
+    once = [*(loops if quadratic else ()), *(["sdpa"] if long else ()), *([chunks[0]] if long and slow_chunks else ())]
+    return Case(
+        name=f"{passes}, T={T}",
+        ours=computation(ours, inputs),
+        baselines=baselines,
+        exact=computation(chunks[1] if quadratic else definition, [x.double() for x in inputs]),
+        most=most,
+        once=once,
+        series=passes,
+        length=T,
+    )
 
 
 def run(op: str | None = None, repeats: int = 9) -> list[dict[str, Any]]:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from toolkit.kernels._common.bench import Case, Computation, with_gradients
+from toolkit.kernels._common.bench import PASSES, Case, sequence_case
 from toolkit.kernels.gated_delta_rule import gated_delta_rule, reference
 
 H, D, SCALE = 4, 64, 64**-0.5
 LENGTHS = (256, 512, 768, 1024, 4096, 16384)
-LOOPS_UNTIL = 4096
-# Under autograd a loop takes quadratic time: the gradient of each token's slice is of full size.
-QUADRATIC_FROM = 4096
 ROWS = "chunks, inverse row by row"
 # Of a baseline's time, by pass and length.
 PROMISED = {
@@ -87,22 +84,9 @@ def chunks_row_by_row(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, 
     return torch.stack(outputs, 2).reshape(B, H, T, D).transpose(1, 2)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
-
-
-def forward_only(function: Callable[..., Tensor], inputs: list[Tensor]) -> Computation:
-    def compute() -> list[Tensor]:
-        with torch.no_grad():
-            return [function(*inputs)]
-
-    return compute
-
-
 def bench_cases() -> Iterator[Case]:
     for T in LENGTHS:
-        for passes in ("fwd", "fwd+bwd"):
+        for passes in PASSES:
             yield case(passes, T)
 
 
@@ -115,23 +99,14 @@ def case(passes: str, T: int) -> Case:
     q, k, v, do = torch.randn(4, 1, T, H, D, generator=generator).unbind()
     g, beta = torch.rand(2, 1, T, H, generator=generator).unbind()
     inputs = [q, F.normalize(k, dim=-1), v, -0.1 * g, beta]
-    training = passes == "fwd+bwd"
-
-    def computation(function: Callable[..., Tensor], inputs: list[Tensor]) -> Computation:
-        return with_gradients(function, inputs, do.to(inputs[0])) if training else forward_only(function, inputs)
-
-    baselines = {ROWS: computation(chunks_row_by_row, inputs)}
-    if T <= LOOPS_UNTIL:
-        baselines |= {"loop": computation(loop, inputs), "loop, unbound": computation(loop_unbound, inputs)}
-    baselines["sdpa"] = computation(attention, inputs[:3])
-    quadratic = training and T >= QUADRATIC_FROM
-    return Case(
-        name=f"{passes}, T={T}",
-        ours=computation(ours, inputs),
-        baselines=baselines,
-        exact=computation(chunks_row_by_row if quadratic else definition, [x.double() for x in inputs]),
+    return sequence_case(
+        passes,
+        inputs,
+        do,
+        ours,
+        definition,
+        chunks=(ROWS, chunks_row_by_row),
+        loops={"loop": loop, "loop, unbound": loop_unbound},
         most=PROMISED.get((passes, T), {}),
-        once=[*(["loop", "loop, unbound"] if quadratic else []), *([ROWS, "sdpa"] if T > LOOPS_UNTIL else [])],
-        series=passes,
-        length=T,
+        slow_chunks=True,
     )

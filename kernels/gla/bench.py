@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from toolkit.kernels._common.bench import Case, Computation, with_gradients
+from toolkit.kernels._common.bench import PASSES, Case, sequence_case
 from toolkit.kernels.gla import gla, reference
 
 H, D, SCALE = 4, 64, 64**-0.5
 LENGTHS = (256, 512, 1024, 4096, 16384)
-LOOPS_UNTIL = 4096
-# Under autograd a loop takes quadratic time: the gradient of each token's slice is of full size.
-QUADRATIC_FROM = 4096
 # Of a baseline's time, by pass and length.
 PROMISED = {
     ("fwd", 1024): {"chunks": 0.85, "loop": 0.15, "sdpa": 0.5},
@@ -75,22 +71,9 @@ def chunks(q: Tensor, k: Tensor, v: Tensor, g: Tensor, C: int = 64) -> Tensor:
     return (A @ v + query @ torch.stack(states, 2)).reshape(B, H, T, D).transpose(1, 2)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
-
-
-def forward_only(function: Callable[..., Tensor], inputs: list[Tensor]) -> Computation:
-    def compute() -> list[Tensor]:
-        with torch.no_grad():
-            return [function(*inputs)]
-
-    return compute
-
-
 def bench_cases() -> Iterator[Case]:
     for T in LENGTHS:
-        for passes in ("fwd", "fwd+bwd"):
+        for passes in PASSES:
             yield case(passes, T)
 
 
@@ -102,23 +85,13 @@ def case(passes: str, T: int) -> Case:
     generator = torch.Generator().manual_seed(0)
     q, k, v, do = torch.randn(4, 1, T, H, D, generator=generator).unbind()
     inputs = [q, k, v, -0.1 * torch.rand(1, T, H, D, generator=generator)]
-    training = passes == "fwd+bwd"
-
-    def computation(function: Callable[..., Tensor], inputs: list[Tensor]) -> Computation:
-        return with_gradients(function, inputs, do.to(inputs[0])) if training else forward_only(function, inputs)
-
-    baselines = {"chunks": computation(chunks, inputs)}
-    if T <= LOOPS_UNTIL:
-        baselines |= {"loop": computation(loop, inputs), "loop, unbound": computation(loop_unbound, inputs)}
-    baselines["sdpa"] = computation(attention, inputs[:3])
-    quadratic = training and T >= QUADRATIC_FROM
-    return Case(
-        name=f"{passes}, T={T}",
-        ours=computation(ours, inputs),
-        baselines=baselines,
-        exact=computation(chunks if quadratic else definition, [x.double() for x in inputs]),
+    return sequence_case(
+        passes,
+        inputs,
+        do,
+        ours,
+        definition,
+        chunks=("chunks", chunks),
+        loops={"loop": loop, "loop, unbound": loop_unbound},
         most=PROMISED.get((passes, T), {}),
-        once=[*(["loop", "loop, unbound"] if quadratic else []), *(["sdpa"] if T > LOOPS_UNTIL else [])],
-        series=passes,
-        length=T,
     )
