@@ -164,6 +164,7 @@ def test_random_weights_on_demand(tmp_path):
     [
         ({"format": "tflite"}, "unknown format 'tflite'. There are onnx and torch-export"),
         ({"output": "nowhere/x.pt2"}, "cannot write nowhere/x.pt2: the folder nowhere does not exist"),
+        ({"output": "x" * 248 + ".pt2"}, "cannot write x+.pt2: .* Choose another -o"),
         ({"output": "x.onnx"}, "cannot write x.onnx: its form is not known. Name a .pt2 file"),
         ({"run": "run"}, "name the model by one of --run and --model"),
         ({"untrained": True}, "--untrained takes a name of timm"),

@@ -83,6 +83,10 @@ def export(
     names = task.input_names[: len(examples)]
     aside = path.with_name(f".tmp-{path.name}")
     try:
+        aside.touch()  # before minutes of work
+    except OSError as problem:
+        raise InputError(f"cannot write {path}: {problem.strerror}", "Choose another -o") from None
+    try:
         for axes in _axes_to_try(task, names):
             try:
                 program = _trace(module, examples, axes, standard=format == "onnx")
