@@ -10,6 +10,7 @@ from torch import Tensor
 
 from toolkit.kernels._common import gated_scan
 from toolkit.kernels._common.chunks import groups, num_tiles
+from toolkit.kernels._common.memory import empty_like
 
 
 def forward(
@@ -18,7 +19,7 @@ def forward(
     """Outputs, and the states of both directions that enter each tile of time."""
     B, T, H, K = q.shape
     tiles = num_tiles(T, None if cu_seqlens is None else cu_seqlens.shape[0] - 1)
-    o = torch.empty(v.shape, dtype=torch.float32, device=v.device)
+    o = empty_like(v, torch.float32)
     entering = torch.empty(2, tiles, B, H, K, v.shape[-1], dtype=torch.float32, device=v.device)
     with torch.autocast(q.device.type, enabled=False):
         for batch, chunks in groups(q, v, cu_seqlens):
@@ -52,8 +53,8 @@ def backward(
     scale: float,
 ) -> list[Tensor]:
     """Gradients of q, k, v and of both gates."""
-    dq, dk, dv = (torch.empty(x.shape, dtype=torch.float32, device=x.device) for x in (q, k, v))
-    dgates = [torch.empty(g.shape, dtype=g.dtype, device=g.device) for g in (g_forward, g_backward)]
+    dq, dk, dv = (empty_like(x, torch.float32) for x in (q, k, v))
+    dgates = [empty_like(g) for g in (g_forward, g_backward)]
     with torch.autocast(q.device.type, enabled=False):
         for batch, chunks in groups(q, v, cu_seqlens):
             for side, g in enumerate((g_forward, g_backward)):

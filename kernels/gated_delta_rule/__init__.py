@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -64,7 +66,8 @@ def gated_delta_rule(
     form = OPERATOR.choose(*tensors, backend=backend, no_triton=_why_no_triton(q, k, v), small=small, plain=plain)
     if form == "reference":
         return reference.gated_delta_rule(q, k, v, g, beta, initial_state, cu_seqlens, scale, qk_l2norm)
-    o, final_state, _ = _forward(q, k, v, g, beta, initial_state, cu_seqlens, scale, qk_l2norm, form)
+    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    o, final_state, *_ = _forward(*tensors, cu_seqlens, scale, qk_l2norm, keep, form)
     return o, final_state
 
 
@@ -141,10 +144,14 @@ def _forward(
     cu_seqlens: Tensor | None,
     scale: float,
     qk_l2norm: bool,
+    keep: bool,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The third output is what the form's backward needs of the forward."""
-    return OPERATOR.form(backend).forward(q, k, v, g, beta, initial_state, cu_seqlens, scale, qk_l2norm)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The last outputs are what the form's backward needs of the forward; ``keep`` says that there will be one.
+
+    Without, a backward takes longer.
+    """
+    return OPERATOR.form(backend).forward(q, k, v, g, beta, initial_state, cu_seqlens, scale, qk_l2norm, keep)
 
 
 @_forward.register_fake
@@ -158,20 +165,23 @@ def _(
     cu_seqlens: Tensor | None,
     scale: float,
     qk_l2norm: bool,
+    keep: bool,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     B, T, H, K = q.shape
     S = None if cu_seqlens is None else cu_seqlens.shape[0] - 1
     final_state = q.new_empty(B if S is None else S, H, K, v.shape[-1], dtype=torch.float32)
-    tiles = (0,) if backend == "triton" else (num_tiles(T, S), B, *final_state.shape[1:])
-    return _like(v), final_state, final_state.new_empty(tiles)
+    chunked = backend != "triton"
+    entering = final_state.new_empty((num_tiles(T, S), B, *final_state.shape[1:]) if chunked else (0,))
+    return _like(v), final_state, entering, final_state.new_empty(v.shape if chunked and keep else (0,))
 
 
 @torch.library.custom_op("gated::gated_delta_rule_bwd", mutates_args=())
 def _backward(
     do: Tensor | None,
     dfinal_state: Tensor | None,
-    saved: Tensor,
+    entering: Tensor,
+    written: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -181,17 +191,19 @@ def _backward(
     cu_seqlens: Tensor | None,
     scale: float,
     qk_l2norm: bool,
+    keep: bool,
     backend: str,
 ) -> list[Tensor]:
-    form = OPERATOR.form(backend)
-    return form.backward(do, dfinal_state, saved, q, k, v, g, beta, initial_state, cu_seqlens, scale, qk_l2norm)
+    saved, inputs = (entering, written), (q, k, v, g, beta, initial_state, cu_seqlens, scale, qk_l2norm, keep)
+    return OPERATOR.form(backend).backward(do, dfinal_state, *saved, *inputs)
 
 
 @_backward.register_fake
 def _(
     do: Tensor | None,
     dfinal_state: Tensor | None,
-    saved: Tensor,
+    entering: Tensor,
+    written: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -201,12 +213,17 @@ def _(
     cu_seqlens: Tensor | None,
     scale: float,
     qk_l2norm: bool,
+    keep: bool,
     backend: str,
 ) -> list[Tensor]:
     return [_like(x) for x in (q, k, v, g, beta, initial_state) if x is not None]
 
 
-register_gradient(_forward, _backward, reference.gated_delta_rule, differentiable_outputs=2, saved_outputs=(2,))
+def _definition(*inputs: Any) -> tuple[Tensor, Tensor]:
+    return reference.gated_delta_rule(*inputs[:-1])  # keeps what autograd keeps
+
+
+register_gradient(_forward, _backward, _definition, differentiable_outputs=2, saved_outputs=(2, 3))
 
 
 def _like(x: Tensor) -> Tensor:

@@ -263,16 +263,16 @@ def _gradients_kernel(
     store_rounded(dk, rows[:, None] * K + d[None, :], b_dk, mask)
 
 
-def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+def forward(*inputs: Any) -> tuple[Tensor, ...]:
     """Outputs and final states for the inputs of ``cpu.forward``; the backward needs no more than the inputs."""
-    launch = _Launch(*inputs)
+    launch = _Launch(*inputs[:-1])
     last = launch.walk(scores=False)
-    return launch.outputs(), last, last.new_empty(0)
+    return launch.outputs(), last, last.new_empty(0), last.new_empty(0)
 
 
-def backward(do: Tensor | None, dlast: Tensor | None, saved: Tensor, *inputs: Any) -> list[Tensor]:
-    """Gradients of q, k, v, g, beta, and of the initial states where there are any."""
-    launch = _Launch(*inputs)
+def backward(do: Tensor | None, dlast: Tensor | None, entering: Tensor, written: Tensor, *inputs: Any) -> list[Tensor]:
+    """Gradients of q, k, v, g, beta, and of the initial states where there are any; nothing kept is read."""
+    launch = _Launch(*inputs[:-1])
     launch.walk(scores=True)
     found = launch.gradients(do, dlast)
     return [grad.to(x.dtype) for grad, x in zip(found, inputs[:6], strict=True) if x is not None]

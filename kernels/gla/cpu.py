@@ -11,6 +11,7 @@ from torch import Tensor
 
 from toolkit.kernels._common import gated_scan
 from toolkit.kernels._common.chunks import groups, num_tiles
+from toolkit.kernels._common.memory import empty_like
 
 
 def forward(
@@ -19,7 +20,7 @@ def forward(
     """Outputs, final states, and the states that enter each tile of time."""
     B, T, H, K = q.shape
     S = None if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    o = torch.empty(v.shape, dtype=v.dtype, device=v.device)
+    o = empty_like(v)
     last = torch.empty(B if S is None else S, H, K, v.shape[-1], dtype=torch.float32, device=v.device)
     entering = last.new_empty(num_tiles(T, S), B, H, K, v.shape[-1])
     last.zero_() if initial_state is None else last.copy_(initial_state)  # what a sequence of no tokens ends with
@@ -55,7 +56,7 @@ def backward(
 ) -> list[Tensor]:
     """Gradients of q, k, v, g and of the initial states, if there are any."""
     do = torch.zeros_like(v) if do is None else do
-    dq, dk, dv, dg = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, g))
+    dq, dk, dv, dg = map(empty_like, (q, k, v, g))
     S = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     dfirst = entering.new_empty(S, *entering.shape[2:])
     dfirst.zero_() if dlast is None else dfirst.copy_(dlast)  # that of a sequence of no tokens

@@ -16,6 +16,7 @@ from toolkit.kernels import gated_fusion as example
 from toolkit.kernels._common import aot, backends, bench, memory
 from toolkit.kernels._common.backends import Operator
 from toolkit.kernels._common.numerics import relative_error
+from toolkit.kernels.gated_delta_rule import gated_delta_rule
 from toolkit.kernels.gla import gla
 
 ROOT = Path(__file__).parents[2]
@@ -218,6 +219,22 @@ def test_workspace_gives_each_request_of_a_tile_its_memory_again():
         assert work(2, 5) is first[1]
         with memory.workspace(torch.device("cpu")) as inner:
             assert inner is not work
+
+
+@pytest.mark.parametrize("operator", [gla, gated_delta_rule])
+def test_workspace_keeps_no_more_after_a_second_call(operator):
+    memory._of_thread.__dict__.clear()
+    q, k, v = torch.randn(3, 1, 1100, 1, 8).unbind()
+    gates = [-torch.rand(1, 1100, 1, 8)] if operator is gla else list(-torch.rand(2, 1, 1100, 1))
+    leaves = [x.requires_grad_() for x in (q, k, v, *gates)]
+
+    def kept() -> tuple[int, int]:
+        for _ in range(2):
+            operator(*leaves)[0].sum().backward()
+        work = memory._of_thread.workspace
+        return work.size(), len(work.views)
+
+    assert kept() == kept()
 
 
 def test_workspace_of_inference_serves_training():

@@ -344,10 +344,11 @@ def test_opcheck(form: str, bounds: list[int] | None) -> None:
     packed = None if bounds is None else torch.tensor(bounds, device=device)
     inputs = example(1, 9, 1, 4, 6, S=None if bounds is None else 2)
     inputs = [x.detach().to(device).requires_grad_() for x in inputs]
-    torch.library.opcheck(operator._forward, (*inputs, packed, 0.5, True, form))
-    o, final, saved = operator._forward(*inputs, packed, 0.5, True, form)
-    plain = [x.detach() for x in (o, final, saved, *inputs)]
-    torch.library.opcheck(operator._backward, (*plain, packed, 0.5, True, form))
+    for keep in (True, False):
+        torch.library.opcheck(operator._forward, (*inputs, packed, 0.5, True, keep, form))
+        outputs = operator._forward(*inputs, packed, 0.5, True, keep, form)
+        plain = [x.detach() for x in (*outputs, *inputs)]
+        torch.library.opcheck(operator._backward, (*plain, packed, 0.5, True, keep, form))
 
 
 def test_compile_and_export() -> None:
@@ -377,11 +378,22 @@ def test_fake_tensors_of_a_gpu_that_is_not_there(form: str) -> None:
     with FakeTensorMode():
         q = torch.empty(2, 70, 2, 16, device="cuda", dtype=torch.bfloat16)
         g = torch.empty(2, 70, 2, device="cuda")
-        o, final, saved = operator._forward(q, q, q, g, g, None, None, 0.5, False, form)
-        found = operator._backward(o, final, saved, q, q, q, g, g, None, None, 0.5, False, form)
+        o, final, *kept = operator._forward(q, q, q, g, g, None, None, 0.5, False, True, form)
+        found = operator._backward(o, final, *kept, q, q, q, g, g, None, None, 0.5, False, True, form)
     assert (o.shape, o.dtype, o.device.type) == (q.shape, torch.bfloat16, "cuda")
     assert (final.shape, final.dtype) == ((2, 2, 16, 16), torch.float32)
     assert [x.shape for x in found] == [q.shape, q.shape, q.shape, g.shape, g.shape]
+
+
+@pytest.mark.parametrize("bounds", [None, [0, 30, 30, 900]])
+def test_a_backward_without_what_was_kept(bounds: list[int] | None) -> None:
+    packed = None if bounds is None else torch.tensor(bounds)
+    inputs = [x.detach() for x in example(1, 900, 2, 8, 12, S=None if bounds is None else 3)]
+    found = []
+    for keep in (True, False):
+        o, final, *kept = operator._forward(*inputs, packed, 0.5, True, keep, "torch")
+        found.append(operator._backward(o, final, *kept, *inputs, packed, 0.5, True, keep, "torch"))
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
 
 
 def test_the_definition_serves_one_token_and_two() -> None:
