@@ -159,10 +159,9 @@ class Wy:
         between = torch.sub(b, b.mT, out=self.work(N, chunks.C, chunks.C))
         self.decay = between.exp2_().tril_()  # the other half may hold inf until it is cut off
         self.keys = self.pairs(self.k, self.k).mul_(self.decay)
-        X = torch.linalg.solve_triangular(
-            self.times(self.keys, self.beta), identity(chunks.C, q.device), upper=False, left=False, unitriangular=True
-        )
-        self.X = self.work(*X.shape).copy_(X)
+        self.X = self.work(N, chunks.C, chunks.C).mT  # as the library lays out its solutions
+        M, eye = self.times(self.keys, self.beta), identity(chunks.C, q.device)
+        torch.linalg.solve_triangular(M, eye, upper=False, left=False, unitriangular=True, out=self.X)
         self.k_in, self.k_out = self.times(self.k, self.entering), self.times(self.k, self.coming)
 
     def times(self, x: Tensor, y: Tensor) -> Tensor:
